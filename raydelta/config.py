@@ -1,0 +1,279 @@
+"""The one typed config tree: defaults, presets, YAML files and ``a.b=c`` overrides, later ones winning.
+
+Every knob of every stage is a field here and nowhere else. The resolved tree is written beside every checkpoint.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raydelta.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Section(BaseModel):
+    """A frozen group of fields that refuses unknown ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images. ``simulated`` and ``street`` are built in and made on first use; anything else is a data set."""
+
+    synthetic: str = "simulated"
+    real: str = "street"
+    width: Annotated[int, Field(ge=32, multiple_of=16)] = 128
+    height: Annotated[int, Field(ge=32, multiple_of=16)] = 64
+    synthetic_images: Positive = 800  # the built-in sets only
+    real_images: Positive = 400
+    test_images: Positive = 100
+    cache_gib: Weight = 4.0  # a split whose decoded pixels fit is held in memory, a larger one streams
+
+
+class LabelConfig(Section):
+    """The label budget. Label sets are seeded and nested; validation labels come first and are counted too."""
+
+    budget: Annotated[int, Field(ge=0)] = 14
+    validation: Annotated[int, Field(ge=0)] = 8
+
+
+class AugmentConfig(Section):
+    """Random augmentation on the training device, image and label under one geometry."""
+
+    flip: Share = 0.5
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # smallest share of the area that a random crop keeps
+    colour: Share = 0.2  # brightness and contrast jitter; segmenters only, colour is the translator's subject
+
+
+class SegmenterConfig(Section):
+    """Any segmentation-models-pytorch architecture and encoder. ``weights: null`` trains from scratch, no download."""
+
+    architecture: str = "unet"
+    encoder: str = "timm-regnetx_002"
+    weights: str | None = None
+    depth: Annotated[int, Field(ge=3, le=5)] = 4
+    decoder_channels: tuple[Positive, ...] = (64, 32, 16, 8)  # U-Net-like decoders only, one per depth
+
+
+class ExpertConfig(Section):
+    """Training of the expert on synthetic images."""
+
+    steps: Positive = 600
+    batch: Positive = 16  # over all workers
+    learning_rate: Rate = 2e-3
+
+
+class GeneratorConfig(Section):
+    """ResNet generator of Johnson et al. 2016, as in CycleGAN."""
+
+    width: Positive = 16
+    blocks: Annotated[int, Field(ge=0)] = 4
+    identity_start: bool = True  # the untrained generator returns its input, not noise
+
+
+class DiscriminatorConfig(Section):
+    """PatchGAN of Isola et al. 2017: three layers see patches of 70 pixels, two of 34."""
+
+    width: Positive = 16
+    layers: Annotated[int, Field(ge=1, le=5)] = 2
+
+
+class TranslatorConfig(Section):
+    """Training of the guided CycleGAN."""
+
+    steps: Positive = 400
+    batch: Positive = 4  # of each domain, over all workers
+    learning_rate: Rate = 4e-4
+    discriminator_learning_rate: Rate = 2e-4
+    decay: Share = 0.5  # share of the steps, at the end, over which the rates fall to zero
+    pool: Annotated[int, Field(ge=0)] = 50
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class GuidanceConfig(Section):
+    """L = (1 - weight) · CycleGAN + weight · scale · cross entropy through the expert."""
+
+    weight: Share = 0.5
+    start: Share = 0.0  # share of the steps before guidance sets in
+    scale: Weight = 1.0
+    batch: Positive = 4  # labelled images a step, over all workers
+
+
+class CycleConfig(Section):
+    """Cycle weights of the two domains, and the identity weight as a fraction of each."""
+
+    real: Weight = 10.0
+    synthetic: Weight = 10.0
+    identity: Weight = 0.5
+
+
+class BaselineConfig(Section):
+    """Training of the segmenters on the same labels that translation is compared with."""
+
+    steps: Positive = 300
+    batch: Positive = 16
+    learning_rate: Rate = 1e-3
+
+
+class ComputeConfig(Section):
+    """How a training runs; nothing here is meant to change what it computes, but for the precision."""
+
+    workers: Positive = 1  # data-parallel processes of one training
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it
+    compile: bool = False
+    log_every: Positive = 20  # steps
+    validate_every: Positive = 100
+    checkpoint_every: Positive = 100
+
+
+class Config(Section):
+    """Everything that decides what a run computes."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = DataConfig()
+    labels: LabelConfig = LabelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    expert: ExpertConfig = ExpertConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    translator: TranslatorConfig = TranslatorConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    cycle: CycleConfig = CycleConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, batch in (
+            ("expert.batch", self.expert.batch),
+            ("translator.batch", self.translator.batch),
+            ("guidance.batch", self.guidance.batch),
+            ("baseline.batch", self.baseline.batch),
+        ):
+            if batch % self.compute.workers:
+                raise ValueError(f"{name} = {batch} must be a multiple of compute.workers = {self.compute.workers}")
+        return self
+
+
+def load_config(
+    preset: str | None = None, file: str | Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Defaults, then the preset, then the file, then the overrides (``a.b=c`` strings or a dotted mapping).
+
+    Raises:
+        UserError: an unknown key or a bad value; the message names the field, its value and what is allowed.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        _merge(tree, read_yaml(_preset_file(preset)))
+    if file is not None:
+        _merge(tree, read_yaml(file))
+    dotted = overrides if isinstance(overrides, Mapping) else dict(map(parse_override, overrides))
+    for key, value in dotted.items():
+        _merge(tree, nest(key, value))
+    return validated(Config, tree)
+
+
+def override(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy of the config with dotted keys replaced, checked like any other input."""
+    tree = config.model_dump()
+    for key, value in values.items():
+        _merge(tree, nest(key, value))
+    return validated(Config, tree)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved tree as YAML."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"cycle.real=5"`` → ``("cycle.real", 5)``; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} is not of the form section.field=value")
+    try:
+        return key, read_scalar(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {text!r}: the value is not valid YAML: {error}") from error
+
+
+def read_scalar(value: str) -> Any:
+    """YAML, but 1e-4 is a number too (YAML 1.1 wants 1.0e-4)."""
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping (an empty file is an empty one)."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {type(tree).__name__}")
+    return tree
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """``("a.b", 1)`` → ``{"a": {"b": 1}}``."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def validated(model: type[Model], tree: dict[str, Any], where: str = "") -> Model:
+    """The model built from a tree; pydantic's complaints become one UserError that names each field."""
+    try:
+        return model(**tree)
+    except ValidationError as error:
+        lines = [_complaint(model, problem) for problem in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" if where else line for line in lines)) from error
+
+
+def _complaint(model: type[BaseModel], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    field, value = ".".join(location), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        parent: Any = model
+        for part in location[:-1]:
+            parent = parent.model_fields[part].annotation
+        return f"unknown field {field!r}; allowed here: {', '.join(parent.model_fields)}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{field} = {value!r}: {problem['msg']}"
+
+
+def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _preset_file(name: str) -> Path:
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"preset {name!r} does not exist; there are: {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
+        )
+    return path

@@ -1,0 +1,5 @@
+"""The one exception users see as a message instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message names the file or field, the rule, and what to do."""
