@@ -131,9 +131,8 @@ class ComputeConfig(Section):
     workers: Positive = 1  # data-parallel processes of one training
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it
     compile: bool = False
-    log_every: Positive = 20  # steps
-    validate_every: Positive = 100
-    checkpoint_every: Positive = 100
+    report_every: Positive = 50  # steps between two lines of progress, each with a validation
+    checkpoint_every: Positive = 200
 
 
 class Config(Section):

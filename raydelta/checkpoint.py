@@ -1,0 +1,112 @@
+"""Checkpoints: all state of a training ↔ one directory, whole or absent. Reading one never runs code from it.
+
+    checkpoint/
+      meta.json               kind of training, step, format and library versions
+      config.yaml             the resolved config
+      networks.safetensors    all weights, as NAME.PARAMETER
+      state.pt                optimisers and stream positions, the same on every rank
+      rank-R.pt               what differs between ranks: random state, image pools
+
+Rank 0 writes all but the other ranks' ``rank-R.pt``; Ray Train gathers them, and registers only what every rank sent.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+import raydelta
+from raydelta.config import Config, load_config, save_config
+from raydelta.errors import UserError
+
+FORMAT = 1
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    kind: str,
+    step: int,
+    config: Config,
+    networks: dict[str, nn.Module],
+    state: dict[str, Any],
+    rank_state: dict[str, Any],
+    rank: int,
+) -> None:
+    """Write a rank's part of a checkpoint to a directory beside ``path``, then rename it to ``path``."""
+    beside = path.with_name(path.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        torch.save(rank_state, beside / f"rank-{rank}.pt")
+        if rank == 0:
+            weights = {
+                f"{name}.{key}": value.detach().cpu().contiguous()
+                for name, network in networks.items()
+                for key, value in network.state_dict().items()
+            }
+            safetensors.torch.save_file(weights, beside / "networks.safetensors")
+            torch.save(state, beside / "state.pt")
+            save_config(config, beside / "config.yaml")
+            versions = {"raydelta": raydelta.__version__, "torch": torch.__version__}
+            meta = {"format": FORMAT, "kind": kind, "step": step, "versions": versions}
+            (beside / "meta.json").write_text(json.dumps(meta, indent=1))
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"{path}: the checkpoint could not be written, the last one stays valid: {error}") from error
+    shutil.rmtree(path, ignore_errors=True)
+    beside.replace(path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The ``meta.json`` of a checkpoint.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or one of a newer format.
+    """
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint of raydelta: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"{path}: checkpoint of another format; this version reads format {FORMAT}")
+    return meta
+
+
+def read_config(path: Path) -> Config:
+    """The config a checkpoint was trained with."""
+    return load_config(file=path / "config.yaml")
+
+
+def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """The weights of one network of a checkpoint, on the CPU.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds no such network.
+    """
+    try:
+        weights = safetensors.torch.load_file(path / "networks.safetensors")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path / 'networks.safetensors'}: cannot be read: {error}") from error
+    prefix = name + "."
+    found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    if not found:
+        raise UserError(f"{path}: holds no network {name!r}")
+    return found
+
+
+def read_state(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The shared state and this rank's own; the latter is None if that run had fewer ranks."""
+    own = path / f"rank-{rank}.pt"
+    return _load(path / "state.pt"), _load(own) if own.exists() else None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the user
+        raise UserError(f"{path}: cannot be read, use another checkpoint: {type(error).__name__}: {error}") from error

@@ -1,0 +1,82 @@
+"""The Ray cluster that a command runs on: the running one if there is one, else a private one on this machine."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from raydelta.errors import UserError
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the environment as it is
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the pace at which the controller takes reports
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us as KeyboardInterrupt
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Ray's own knobs; what the user has set stays."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+    dashboard: str | None
+    logs: Path
+
+
+def ensure_ray() -> Cluster:
+    """Join the running cluster (``RAY_ADDRESS``, or one that ``ray start`` started here), or start a private one.
+
+    Raises:
+        UserError: ``RAY_ADDRESS`` is set but nothing answers there.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if not ray.is_initialized():
+        # Ray says at every start that its token authentication is on; so do our docs.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+        quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+        address = os.environ.get("RAY_ADDRESS") or _running_here()
+        try:
+            if address:
+                context = ray.init(address, **quiet)
+            else:
+                context = ray.init("local", include_dashboard=True, **quiet)
+                token = Path("~/.ray/auth_token").expanduser()
+                if token.exists():
+                    token.chmod(0o600)  # Ray writes it readable for all
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = f"the Ray cluster at {address}" if address else "a private Ray on this machine"
+            raise UserError(f"cannot reach {where}: {error}; unset RAY_ADDRESS to run on this machine alone") from error
+        _dashboard[0] = getattr(context, "dashboard_url", None)
+    resources = ray.cluster_resources()
+    return Cluster(
+        cpus=int(resources.get("CPU", 0)),
+        gpus=int(resources.get("GPU", 0)),
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        dashboard=f"http://{_dashboard[0]}" if _dashboard[0] else None,
+        logs=Path(ray._private.worker._global_node.get_logs_dir_path()),
+    )
+
+
+_dashboard: list[str | None] = [None]
+
+
+def _running_here() -> str | None:
+    """The address of a Ray that runs on this machine; the file that names it outlives a Ray that was killed."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die, find_gcs_addresses
+
+    return canonicalize_bootstrap_address_or_die("auto") if find_gcs_addresses() else None

@@ -1,0 +1,102 @@
+"""The data stage: from the names in the config to data sets on disk, built-in or imported ones made on the way.
+
+``simulated`` and ``street`` are made by the simulator; a folder in a layout that an importer knows is imported; a data
+set (it has a manifest) is used where it lies.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from raydelta.config import Config, override
+from raydelta.data.importers import detect, import_dataset, simulate_dataset
+from raydelta.data.shards import MANIFEST, list_ids, read_manifest
+from raydelta.data.simulator import Look
+from raydelta.errors import UserError
+from raydelta.progress import Progress
+from raydelta.stages import fingerprint
+
+Domain = Literal["synthetic", "real"]
+
+BUILT_IN: dict[str, Look] = {"simulated": "synthetic", "street": "street"}
+"""Name in the config → look of the simulator. ``street`` is the stand-in for photographs."""
+
+
+def prepare_data(config: Config, runs: Path) -> Config:
+    """The config with ``data.synthetic`` and ``data.real`` replaced by complete data sets that go together.
+
+    Raises:
+        UserError: a set is missing, has no train split, or the two have different taxonomies.
+    """
+    domains: tuple[Domain, Domain] = ("synthetic", "real")
+    config = override(config, {f"data.{domain}": str(_open_or_make(domain, config, runs)) for domain in domains})
+    synthetic, real = read_manifest(config.data.synthetic), read_manifest(config.data.real)
+    if synthetic.taxonomy.classes != real.taxonomy.classes:
+        raise UserError(
+            f"{config.data.synthetic} has the taxonomy {synthetic.taxonomy.name} and {config.data.real} has "
+            f"{real.taxonomy.name}: import both with one taxonomy"
+        )
+    for uri, manifest in ((config.data.synthetic, synthetic), (config.data.real, real)):
+        if "train" not in manifest.splits:
+            raise UserError(f"{uri}: has the splits {', '.join(manifest.splits)}, but training needs one named train")
+    if synthetic.splits["train"].labelled < synthetic.splits["train"].rows:
+        raise UserError(f"{config.data.synthetic}: the expert needs a label for every synthetic training image")
+    return config
+
+
+def data_fingerprint(uri: str) -> str:
+    """Ten hex digits that stand for the content of a data set, wherever it lies."""
+    splits = read_manifest(uri).splits
+    return fingerprint({name: [shard.sha256 for shard in split.shards] for name, split in splits.items()})
+
+
+def unseen_sequences(uri: str, split: str = "test") -> list[str]:
+    """Sequences of a split that the training split has no image of; empty if that is all of them."""
+    seen = {sample.sequence for sample in list_ids(uri, "train")}
+    sequences = {sample.sequence for sample in list_ids(uri, split)}
+    unseen = sorted(sequences - seen)
+    return unseen if len(unseen) < len(sequences) else []
+
+
+def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
+    data = config.data
+    name = getattr(data, domain)
+    if name in BUILT_IN:
+        images = data.synthetic_images if name == "simulated" else data.real_images
+        counts = {"train": images, "test": data.test_images}
+        made_from = [name, counts, data.width, data.height]
+        target = runs / "data" / f"{name}-{fingerprint(made_from)}"
+        if not (target / MANIFEST).exists():
+            progress = Progress(f"make {name}")
+            manifest = simulate_dataset(
+                BUILT_IN[name],
+                target,
+                counts=counts,
+                width=data.width,
+                height=data.height,
+                seed=0,
+                progress=progress.update,
+            )
+            progress.finish(_summary(manifest.splits))
+        return target
+    if "://" in name or (Path(name) / MANIFEST).exists():
+        read_manifest(name)
+        return name
+    source = Path(name)
+    if not source.is_dir():
+        raise UserError(
+            f"data.{domain} = {name!r} is neither built in ({', '.join(BUILT_IN)}), nor a folder, nor an address"
+        )
+    kind = detect(source)
+    if kind is None:
+        raise UserError(f"{source}: no layout that an importer knows; see raydelta data import --help")
+    source = source.resolve()
+    target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind])}"
+    if not (target / MANIFEST).exists():
+        progress = Progress(f"import {source.name[:14]}")
+        manifest = import_dataset(kind, source, target, domain=domain, progress=progress.update)
+        progress.finish(_summary(manifest.splits))
+    return target
+
+
+def _summary(splits: dict) -> str:
+    return ", ".join(f"{name} {split.rows}" for name, split in splits.items()) + " images"

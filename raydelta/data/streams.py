@@ -1,0 +1,156 @@
+"""Endless batches for training: from memory where a split fits, from Ray Data where it does not.
+
+Both kinds of stream yield uint8 tensors on the device: images (N, 3, H, W) and labels (N, H, W) or None. A stream in
+memory visits every image once an epoch in a seeded order, wraps where a batch is larger than the set, and resumes at
+the very image where it stopped. A Ray Data stream resumes at the start of an epoch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydelta.data.shards import decode, read_manifest, read_rows, shard_paths
+from raydelta.place import Place
+
+
+class Stream(Protocol):
+    """What a training draws from."""
+
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """The next batch of this rank, on its device."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where another stream of the same set stood."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images in memory: pixels uint8 (N, 3, H, W), labels uint8 (N, H, W) or None, one id each."""
+
+    ids: tuple[str, ...]
+    pixels: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: slice) -> "Images":
+        """Some of the images, in memory shared with all of them."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, ids=self.ids[rows], pixels=self.pixels[rows], labels=labels)
+
+
+class MemoryStream:
+    """Seeded epochs over images in memory; together the ranks draw the batch that a single worker would draw."""
+
+    def __init__(self, images: Images, batch: int, seed: tuple[int, ...], place: Place) -> None:
+        assert len(images) > 0
+        assert batch % place.world == 0
+        self.images, self.batch, self.seed, self.place = images, batch, seed, place
+        self.position = 0  # images that all ranks together have drawn
+        self._orders: dict[int, np.ndarray] = {}
+
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """The next batch of this rank, on its device."""
+        share = self.batch // self.place.world
+        first = self.position + self.place.rank * share
+        rows = np.array([self._row(index) for index in range(first, first + share)])
+        self.position += self.batch
+        labels = self.images.labels
+        return self._move(self.images.pixels[rows]), None if labels is None else self._move(labels[rows])
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, the same on every rank."""
+        return {"position": self.position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where another stream of the same images and seed stood."""
+        self.position = state["position"]
+
+    def _row(self, index: int) -> int:
+        epoch, slot = divmod(index, len(self.images))
+        if epoch not in self._orders:
+            order = np.random.default_rng([*self.seed, epoch]).permutation(len(self.images))
+            self._orders = {key: value for key, value in self._orders.items() if key >= epoch - 1} | {epoch: order}
+        return int(self._orders[epoch][slot])
+
+    def _move(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.place.device.type == "cuda":
+            return tensor.pin_memory().to(self.place.device, non_blocking=True)
+        return tensor
+
+
+class RayStream:
+    """Epochs over a Ray Data iterator of decoded rows (columns pixels, labels), shuffled in a local buffer."""
+
+    def __init__(self, rows: Any, batch: int, seed: int, place: Place) -> None:
+        self.rows, self.batch, self.seed, self.place = rows, batch // place.world, seed, place
+        self.epoch = 0
+        self._batches: Iterator[dict[str, Tensor]] = iter(())
+
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """The next batch of this rank, on its device; a short last batch of an epoch is dropped."""
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(
+                self.rows.iter_torch_batches(
+                    batch_size=self.batch,
+                    device=self.place.device,
+                    drop_last=True,
+                    prefetch_batches=4,
+                    local_shuffle_buffer_size=16 * self.batch,
+                    local_shuffle_seed=self.seed + self.epoch,
+                )
+            )
+            self.epoch += 1
+            batch = next(self._batches)
+        return batch["pixels"], batch.get("labels")
+
+    def state(self) -> dict[str, Any]:
+        """The epoch; the place within it is not exact in a parallel stream."""
+        return {"epoch": self.epoch}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Start the epoch again in which another stream stood."""
+        self.epoch = max(0, state["epoch"] - 1)
+
+
+def load_images(
+    uri: str, split: str, size: tuple[int, int], *, labels: bool = True, ids: list[str] | None = None
+) -> Images:
+    """A split of a data set decoded into memory at (width, height); with ``ids`` those images in that order.
+
+    ``labels=False`` does not read the label column at all.
+    """
+    columns = ["id", "image", *(["label"] if labels else [])]
+    classes = len(read_manifest(uri).taxonomy)
+    arrays = decode(read_rows(uri, split, ids=ids, columns=columns), size, with_labels=labels, num_classes=classes)
+    images = Images(tuple(arrays["id"]), arrays["image"], arrays.get("label"))
+    if ids is None:
+        return images
+    place = {name: row for row, name in enumerate(images.ids)}
+    order = np.array([place[name] for name in ids], dtype=np.int64)
+    return Images(tuple(ids), images.pixels[order], None if images.labels is None else images.labels[order])
+
+
+def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True) -> Any:
+    """A split as a Ray Data set of decoded rows (columns pixels, labels), for sets that do not fit into memory."""
+    import ray.data
+
+    columns = ["id", "image", *(["label"] if labels else [])]
+    manifest = read_manifest(uri)
+
+    def decode_rows(table: Any) -> dict[str, np.ndarray]:
+        arrays = decode(table, size, with_labels=labels, num_classes=len(manifest.taxonomy))
+        return {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
+
+    rows = ray.data.read_parquet(shard_paths(uri, split), columns=columns, shuffle="files")
+    return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=64)

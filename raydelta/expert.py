@@ -1,0 +1,85 @@
+"""The expert's step: plain supervised training of a segmenter. The baselines in student.py train by it too."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydelta.data.augment import Batch
+from raydelta.losses import cross_entropy_sum
+from raydelta.place import Place
+
+
+class SegmenterTraining:
+    """Trains a segmenter on the labelled images of one or several streams together."""
+
+    def __init__(self, network: nn.Module, learning_rate: float, place: Place) -> None:
+        self.network = network.to(place.device)
+        self.learning_rate, self.place = learning_rate, place
+        self._forward = place.parallel(self.network)
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), learning_rate, weight_decay=1e-4, fused=True)
+
+    def step(self, batch: Mapping[str, Batch], done: float) -> dict[str, Tensor]:
+        """One optimiser step. Collective.
+
+        Args:
+            batch: images and labels per stream, of this rank; every stream has labels.
+            done: share of the training that is behind, in [0, 1).
+        """
+        images, labels = (torch.cat(parts) for parts in zip(*batch.values(), strict=True))
+        self.network.train()
+        with torch.autocast(images.device.type, self.place.dtype, enabled=self.place.dtype != torch.float32):
+            logits = self._forward(images)
+        total, valid = cross_entropy_sum(logits, labels)
+        # DDP averages gradients over the ranks: times the world, so that sum ÷ count is over all of them.
+        loss = total * self.place.world / self.place.total(valid).clamp(min=1)
+
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.learning_rate * min(1.0, 20 * (done + 0.01)) * (1 - done) ** 0.9
+        self._optimiser.step()
+        return {"cross_entropy": loss.detach()}
+
+    def predictor(self) -> Callable[[Tensor], Tensor]:
+        """Images (N, 3, H, W) in [-1, 1] → logits (N, C, H, W), with the network as it is now."""
+        return build_predictor(self.network)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What a checkpoint keeps as weights."""
+        return {"segmenter": self.network}
+
+    def compile(self) -> None:
+        """Compile the networks in place."""
+        self.network.compile()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights, the same on every rank."""
+        return {"optimiser": self._optimiser.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from another training's state."""
+        self._optimiser.load_state_dict(state["optimiser"])
+
+    def rank_state(self) -> dict[str, Any]:
+        """What differs between ranks: nothing."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+def build_predictor(segmenter: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The segmenter in inference mode as a function of images in [-1, 1]; logits are fp32."""
+
+    def predict(images: Tensor) -> Tensor:
+        segmenter.eval()
+        return segmenter(images).float()
+
+    return predict
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """The network with its weights and statistics fixed; gradients still pass through to its input."""
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,47 @@
+"""Any segmenter of segmentation-models-pytorch, from scratch unless weights are named."""
+
+import inspect
+import warnings
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from raydelta.config import SegmenterConfig
+from raydelta.errors import UserError
+
+
+def build_segmenter(config: SegmenterConfig, classes: int) -> nn.Module:
+    """(N, 3, H, W) in [-1, 1] → logits (N, classes, H, W); H and W multiples of 2 to the depth.
+
+    Raises:
+        UserError: the library knows no such architecture or encoder, or they do not go together.
+    """
+    architectures = {name.lower(): model for name, model in vars(smp).items() if _is_architecture(model)}
+    model = architectures.get(config.architecture.lower())
+    if model is None:
+        raise UserError(
+            f"segmenter.architecture = {config.architecture!r}: known are {', '.join(sorted(architectures))}"
+        )
+    accepted = inspect.signature(model).parameters
+    options: dict[str, Any] = {"encoder_depth": config.depth}
+    if len(config.decoder_channels) > 1:
+        options["decoder_channels"] = config.decoder_channels
+    for name in [name for name in options if name not in accepted]:
+        warnings.warn(f"segmenter.architecture = {config.architecture!r} takes no {name}: not honoured", stacklevel=2)
+        del options[name]
+    try:
+        return model(config.encoder, encoder_weights=config.weights, in_channels=3, classes=classes, **options)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"segmenter {config.architecture!r} with encoder {config.encoder!r}, depth {config.depth} and "
+            f"decoder_channels {config.decoder_channels} cannot be built: {error}"
+        ) from error
+
+
+def _is_architecture(model: Any) -> bool:
+    return (
+        inspect.isclass(model)
+        and issubclass(model, nn.Module)
+        and "encoder_name" in inspect.signature(model).parameters
+    )

@@ -1,0 +1,465 @@
+"""The sweep with Ray Tune, and the main job around it: data, expert, sweep, table, pictures.
+
+A search space is a YAML file of the shape of ``Space``. A trial is one translator training that reports its validation
+mIoU on the way; all trials share the expert and the images in the object store. Everything that finishes becomes a
+stage, so a sweep that is run again repeats nothing. Selection looks at validation labels only.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from raydelta.cluster import Cluster, ensure_ray
+from raydelta.config import (
+    Config,
+    Positive,
+    Section,
+    Share,
+    load_config,
+    override,
+    parse_override,
+    read_yaml,
+    validated,
+)
+from raydelta.data.prepare import prepare_data
+from raydelta.data.shards import read_manifest
+from raydelta.errors import UserError
+from raydelta.evaluation import Row, write_table
+from raydelta.progress import Progress
+from raydelta.stages import fingerprint, read_stage, write_atomically
+
+SPACES = Path(__file__).parent / "tune_spaces"
+SEARCHABLE = ("seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
+"""Sections that a trial may vary: what decides the translator, but not the expert that all trials share."""
+
+Method = Literal["unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle"]
+
+
+class Dimension(Section):
+    """How one field is searched: exactly one of the four."""
+
+    choice: list[Any] | None = None
+    grid: list[Any] | None = None
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}, not {sorted(given) or 'none'}")
+        (kind, value) = next(iter(given.items()))
+        if len(value) == 0 or (kind.endswith("uniform") and not value[0] < value[1]):
+            raise ValueError(f"{kind}: {value} is empty")
+        return self
+
+    def corners(self) -> list[Any]:
+        """Values that are valid only if all are."""
+        return next(iter(self.model_dump(exclude_none=True).values()))
+
+    def sampler(self) -> Any:
+        """The Ray Tune form."""
+        from ray import tune
+
+        kind, value = next(iter(self.model_dump(exclude_none=True).items()))
+        if kind == "grid":
+            return tune.grid_search(value)
+        return tune.choice(value) if kind == "choice" else getattr(tune, kind)(*value)
+
+
+class Resources(Section):
+    """What one trial takes."""
+
+    workers: Positive = 1  # more than one: Ray Train inside the trial
+    cpus: Positive = 1  # for each worker
+    gpus: Annotated[float, Field(ge=0)] | None = None  # None: one where the cluster has GPUs; fractions share one
+
+
+class TableConfig(Section):
+    """What is trained after the sweep, with the best trial's settings, to compare it with."""
+
+    methods: tuple[Method, ...] = get_args(Method)
+    budgets: tuple[Positive, ...] | None = None  # None: the best trial's
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: the best trial's
+
+
+class Space(Section):
+    """A search space file."""
+
+    config: dict[str, Any] = Field(default={})  # fixed fields, dotted, under all trials and the expert
+    search: dict[str, Dimension]
+    algorithm: Literal["random", "optuna"] = "random"
+    scheduler: Literal["asha", "none"] = "asha"
+    grace: Share = 0.25  # share of the steps that every trial may run before ASHA stops it
+    reduction: Annotated[int, Field(ge=2)] = 3  # ASHA keeps one in so many
+    trials: Positive = 8  # samples; times the grid, if there is one
+    concurrent: Positive | None = None  # at most so many at once; None: what fits
+    resources: Resources = Resources()
+    table: TableConfig = TableConfig()
+
+    @model_validator(mode="after")
+    def _searchable(self) -> Self:
+        for key, dimension in self.search.items():
+            if key.split(".")[0] not in SEARCHABLE:
+                raise ValueError(
+                    f"search.{key}: trials share one expert, so a space may search {', '.join(SEARCHABLE)}; "
+                    f"set {key} under config: instead"
+                )
+            if dimension.grid is not None and self.algorithm == "optuna":
+                raise ValueError(f"search.{key}: Optuna takes choice, not grid")
+        return self
+
+
+def load_space(name: str) -> Space:
+    """A shipped space by name (``laptop``), or one by its file.
+
+    Raises:
+        UserError: no such space, an unknown key, or a value that the config does not allow; named one by one.
+    """
+    path = SPACES / f"{name}.yaml" if (SPACES / f"{name}.yaml").is_file() else Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SPACES.glob("*.yaml")))
+        raise UserError(f"search space {name!r} is neither a file nor one of the shipped ones: {shipped}")
+    space = validated(Space, read_yaml(path), where=str(path))
+    for key, dimension in space.search.items():
+        for value in dimension.corners():
+            try:
+                load_config(overrides=space.config | {key: value})
+            except UserError as error:
+                raise UserError(f"{path}: search.{key}: {error}") from error
+    return space
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the main job ends with."""
+
+    directory: Path
+    rows: list[Row]
+    best: dict[str, Any]  # the searched fields of the best trial
+    best_miou: float  # on its validation labels, percent
+    command: str  # trains the best setting again
+    failed: list[str]
+    pictures: Path | None
+
+
+def run_tune(
+    space_name: str = "laptop",
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    config_file: Path | None = None,
+    runs: Path = Path("runs"),
+    resume: bool = False,
+    announce: Any = lambda cluster, preset: None,
+) -> Outcome:
+    """The main job: make or open the data, train the expert once, sweep the translator, compare, draw.
+
+    Args:
+        preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
+        resume: continue a sweep that was stopped, unfinished trials too; else only finished trainings are kept.
+        announce: called with the cluster and the preset before the work starts.
+
+    Raises:
+        UserError: bad input, or no trial succeeded.
+    """
+    space = load_space(space_name)
+    given = dict(map(parse_override, overrides))
+    load_config(preset or "laptop", config_file, space.config | given)  # complain before anything starts
+    for key in set(given) & set(space.search):
+        raise UserError(f"{key} is searched by the space {space_name!r}; remove the override or the dimension")
+    cluster = ensure_ray()
+    preset = preset or ("gpu" if cluster.gpus else "laptop")
+    announce(cluster, preset)
+    trial_resources(space, cluster)
+    config = load_config(preset, config_file, space.config | given)
+    runs = runs.resolve()
+    config = prepare_data(config, runs)
+    expert = train_expert(config, runs)
+    return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
+
+
+def train_expert(config: Config, runs: Path) -> Any:
+    """The expert's job, trained with Ray Train unless the same one was trained before."""
+    return _train("expert", config, runs, None)
+
+
+def train_translator(config: Config, runs: Path) -> Any:
+    """One translator's job, trained with Ray Train after the expert, unless the same one was trained before."""
+    return _train("translator", config, runs, train_expert(config, runs).directory)
+
+
+def _train(kind: Any, config: Config, runs: Path, expert: Path | None) -> Any:
+    from raydelta.methods import make_job
+    from raydelta.workers import train_on_ray
+
+    job = make_job(kind, config, runs, expert)
+    progress = Progress(kind)
+    if not job.done:
+        train_on_ray(
+            job, on_report=lambda metrics: progress.update(metrics["step"], metrics["steps"], note_of(metrics))
+        )
+    stage = read_stage(job.directory)
+    assert stage is not None
+    progress.finish(f"{stage['metrics']['step']} steps  {note_of(stage['metrics'])}  {job.directory.name}")
+    return job
+
+
+def note_of(metrics: dict[str, Any]) -> str:
+    """The few figures of a training that fit a line of progress."""
+    parts = []
+    if "cross_entropy" in metrics:
+        parts.append(f"loss {metrics['cross_entropy']:.2f}")
+    if "miou" in metrics:
+        parts.append(f"validation mIoU {metrics['miou']:.1f} %")
+    parts.append(f"{metrics['images_per_second']:.0f} images/s")
+    if metrics.get("gflops"):
+        parts.append(f"{metrics['gflops']:.0f} GFLOP/s")
+    parts.append(f"data wait {100 * metrics['data_wait']:.1f} %")
+    return "  ".join(parts)
+
+
+def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], int]:
+    """What a trial reserves, and how many may run at once.
+
+    Raises:
+        UserError: the cluster can never give that.
+    """
+    wanted = space.resources
+    gpus = wanted.gpus if wanted.gpus is not None else float(cluster.gpus > 0)
+    if gpus > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
+        raise UserError(
+            f"resources: a trial needs {wanted.workers} × {wanted.cpus} CPUs and {gpus:g} GPUs, but the cluster has "
+            f"{cluster.cpus} CPUs and {cluster.gpus} GPUs; lower resources.* in the space, or start more nodes"
+        )
+    fits = cluster.cpus // (wanted.workers * wanted.cpus)
+    if gpus:
+        fits = min(fits, int(cluster.gpus / (gpus * wanted.workers)))
+    concurrent = max(1, min(fits, space.concurrent or fits))
+    if wanted.workers > 1:  # the trial only drives its workers, which reserve for themselves
+        return {"CPU": 0.01}, concurrent
+    return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
+
+
+def _sweep_and_compare(
+    space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool
+) -> Outcome:
+    from raydelta.methods import BASELINES, Job, make_job
+    from raydelta.workers import draw_strips, evaluate_on_ray, open_large_sets
+
+    config = override(config, {"compute.workers": space.resources.workers})
+    directory = runs / f"tune-{name}-{fingerprint([space.model_dump(), config.model_dump(mode='json')])}"
+    large = open_large_sets(make_job("translator", config, runs, expert.directory))
+    resources, concurrent = trial_resources(space, cluster)
+    train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space)
+
+    results = train.sweep(directory / "sweep", resume)
+    finished = [result for result in results if result["miou"] is not None]
+    if not finished:
+        reasons = {result["error"] for result in results if result["error"]}
+        raise UserError(
+            "no trial of the sweep has a validation mIoU: "
+            + ("; ".join(sorted(reasons)) or "labels.validation must be at least 1, and the real set needs labels")
+        )
+    best = max(finished, key=lambda result: result["miou"])
+    write_atomically(directory / "trials.json", json.dumps(results, indent=1))
+    chosen = override(config, best["overrides"])
+
+    jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
+    labels = read_manifest(config.data.real).splits["train"].labelled
+    for seed in space.table.seeds or [chosen.seed]:
+        seeded = override(chosen, {"seed": seed})
+        for budget in space.table.budgets or [chosen.labels.budget]:
+            budgeted = override(seeded, {"labels.budget": budget})
+            for method in space.table.methods:
+                kind, at = ("translator", budgeted) if method in ("guided", "unguided") else (method, budgeted)
+                if method == "unguided":
+                    at = override(budgeted, {"guidance.weight": 0.0})
+                if method in BASELINES and labels == 0:
+                    continue
+                jobs.append((method, make_job(kind, at, runs, expert.directory)))  # type: ignore[arg-type]
+    jobs = list({job.directory: (method, job) for method, job in jobs}.values())  # some do not depend on the budget
+    train.finish([job for _, job in jobs if not job.done])
+
+    progress = Progress("evaluation")
+    rows = evaluate_on_ray(jobs, resources.get("GPU", 0.0), progress)
+    progress.finish(f"{len(rows)} rows")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_table(directory, rows)
+    by_method = dict(jobs)
+    pictures = directory / "strips.png"
+    if "guided" in by_method:
+        draw_strips(by_method["guided"], by_method.get("unguided"), pictures, resources.get("GPU", 0.0))
+    settings = best["overrides"]
+    return Outcome(
+        directory=directory,
+        rows=rows,
+        best=settings,
+        best_miou=best["miou"],
+        command="raydelta train translator " + " ".join(f"{key}={value}" for key, value in settings.items()),
+        failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
+        pictures=pictures if pictures.exists() else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Everything that is trained after the expert goes through Ray Tune here."""
+
+    config: Config
+    expert: Path
+    runs: Path
+    large: dict[str, Any]
+    resources: dict[str, float]
+    concurrent: int
+    space: Space
+
+    def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
+        """Overrides, validation mIoU and error of every trial."""
+        from ray import tune
+        from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+        space, steps = self.space, self.config.translator.steps
+        search = {key: dimension.sampler() for key, dimension in space.search.items()}
+        scheduler: Any = FIFOScheduler()
+        if space.scheduler == "asha":
+            scheduler = ASHAScheduler(
+                time_attr="step",
+                max_t=steps + 1,  # a trial ends by itself at its last step
+                grace_period=max(1, int(space.grace * steps)),
+                reduction_factor=space.reduction,
+            )
+        algorithm: Any = None
+        if space.algorithm == "optuna":
+            import optuna
+            from ray.tune.search.optuna import OptunaSearch
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            algorithm = OptunaSearch(seed=self.config.seed)
+        tune_config = tune.TuneConfig(
+            metric="miou",
+            mode="max",
+            num_samples=space.trials,
+            scheduler=scheduler,
+            search_alg=algorithm,
+            max_concurrent_trials=self.concurrent,
+            reuse_actors=True,
+        )
+        grid = 1
+        for dimension in space.search.values():
+            grid *= len(dimension.grid or [0])
+        param_space = {"kind": "translator", "overrides": search}
+        results = self._fit(directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume)
+        return [
+            {
+                "overrides": result.config["overrides"],
+                "miou": (result.metrics or {}).get("miou"),
+                "step": (result.metrics or {}).get("step", 0),
+                "stopped_early": (result.metrics or {}).get("step", 0) < steps,
+                "error": None if result.error is None else _last_line(result.error),
+            }
+            for result in results
+        ]
+
+    def finish(self, jobs: Sequence[Any]) -> None:
+        """Train jobs to their end, side by side."""
+        from ray import tune
+
+        if not jobs:
+            return
+        directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
+        settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
+        tune_config = tune.TuneConfig(max_concurrent_trials=self.concurrent, reuse_actors=True)
+        steps = max(job.steps for job in jobs)
+        results = self._fit(
+            directory, {"job": tune.grid_search(settings)}, tune_config, "comparison", len(jobs), steps, resume=True
+        )
+        errors = [_last_line(result.error) for result in results if result.error is not None]
+        if errors:
+            raise UserError(f"the comparison could not be trained: {'; '.join(errors)}")
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def _fit(
+        self, directory: Path, param_space: Any, tune_config: Any, title: str, trials: int, steps: int, resume: bool
+    ) -> list[Any]:
+        from ray import tune
+
+        trainable = tune.with_resources(
+            tune.with_parameters(_trial, base=self.config, expert=self.expert, runs=self.runs, large=self.large),
+            self.resources,
+        )
+        progress = Progress(title)
+        if resume and tune.Tuner.can_restore(str(directory)):
+            tuner = tune.Tuner.restore(
+                str(directory), trainable, param_space=param_space, resume_unfinished=True, restart_errored=True
+            )
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            run_config = tune.RunConfig(
+                name=directory.name,
+                storage_path=str(directory.parent),
+                callbacks=[_show_progress(progress, trials, steps)],
+                failure_config=tune.FailureConfig(max_failures=1),
+                verbose=0,
+            )
+            tuner = tune.Tuner(trainable, param_space=param_space, tune_config=tune_config, run_config=run_config)
+        results = list(tuner.fit())
+        scores = [r.metrics["miou"] for r in results if r.metrics and "miou" in r.metrics]
+        best = f"  best validation mIoU {max(scores):.1f} %" if scores else ""
+        progress.finish(f"{len(results)} trainings{best}")
+        return results
+
+
+def _trial(settings: dict[str, Any], *, base: Config, expert: Path, runs: Path, large: dict[str, Any]) -> None:
+    """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
+    from raydelta.methods import make_job
+    from raydelta.workers import tune_trial
+
+    if "job" in settings:
+        kind, config = settings["job"]["kind"], Config(**settings["job"]["config"])
+    else:
+        kind, config = settings["kind"], override(base, settings["overrides"])
+    job = make_job(kind, config, runs, expert)
+    tune_trial(job, {name: large[name] for name in job.large_sets})
+
+
+def _show_progress(progress: Progress, trials: int, steps: int) -> Any:
+    from ray import tune
+
+    class ShowProgress(tune.Callback):
+        """Adds up the steps of all trials; one that was stopped early counts as a whole one."""
+
+        def __init__(self) -> None:
+            self.steps: dict[str, int] = {}
+            self.best = 0.0
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            self.steps[trial.trial_id] = result.get("step", 0)
+            self.best = max(self.best, result.get("miou", 0.0))
+            self._show()
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.steps[trial.trial_id] = steps
+            self._show()
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.on_trial_complete(iteration, trials, trial)
+
+        def _show(self) -> None:
+            ended = sum(done >= steps for done in self.steps.values())
+            note = f"steps  {ended}/{trials} trainings ended  best validation mIoU {self.best:.1f} %"
+            progress.update(sum(self.steps.values()), trials * steps, note)
+
+    return ShowProgress()
+
+
+def _last_line(error: BaseException) -> str:
+    from raydelta.workers import cause_of
+
+    return str(cause_of(error)).strip().splitlines()[-1]

@@ -1,0 +1,387 @@
+"""The adapters that start the training loop: as Ray Train workers, as a plain Tune function, or in this process.
+
+Each opens the sets, finds the place, and hands the loop a ``report`` function; the loop knows none of them. Whoever
+finishes the last step publishes the checkpoint as the job's stage. A plain function in Tune costs about 2 s where a
+Ray Train run costs 11, so trials on one device take that way.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydelta.config import Config
+from raydelta.data.augment import to_float, to_uint8
+from raydelta.data.prepare import unseen_sequences
+from raydelta.data.shards import list_ids, read_manifest
+from raydelta.data.streams import load_images, stream_rows
+from raydelta.errors import UserError
+from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou
+from raydelta.methods import Job, assemble, label_ids, load_model
+from raydelta.pictures import colourise, strip
+from raydelta.place import Place, choose_dtype
+from raydelta.progress import Progress
+from raydelta.stages import complete_stage, replace_directory
+from raydelta.training import TrainingError, train
+
+BYTES_PER_PIXEL = 4  # of a decoded image with its label
+
+
+def find_place(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Place:
+    """The place of this process: the first GPU it may use, else the CPU."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "tf32"
+    return Place(device, rank, world, choose_dtype(config.compute.precision, device))
+
+
+def open_large_sets(job: Job) -> dict[str, Any]:
+    """The large training sets of a job: Images where their pixels fit ``data.cache_gib``, else a Ray Data set."""
+    data = job.config.data
+    size = (data.width, data.height)
+    opened: dict[str, Any] = {}
+    for domain in job.large_sets:
+        uri, labels = getattr(data, domain), domain == "synthetic"
+        rows = read_manifest(uri).splits["train"].rows
+        if rows * data.width * data.height * BYTES_PER_PIXEL <= data.cache_gib * 2**30:
+            opened[domain] = load_images(uri, "train", size, labels=labels)
+        else:
+            opened[domain] = stream_rows(uri, "train", size, labels=labels)
+    return opened
+
+
+def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+    """Train a job in this process, from its last checkpoint if it was interrupted, and publish it."""
+    working = working_directory(job)
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            replace_directory(checkpoint, working / "checkpoint")
+        publish_if_last(job, metrics, checkpoint)
+        on_report(metrics)
+
+    last = working / "checkpoint"
+    run_loop(job, open_large_sets(job), find_place(job.config), report, last if last.exists() else None)
+    shutil.rmtree(working, ignore_errors=True)
+
+
+def train_on_ray(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+    """Train a job with Ray Train on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
+
+    A killed worker is replaced, and the training goes on from the last checkpoint; a rerun after a killed driver too.
+
+    Raises:
+        UserError: the cluster cannot give so many workers, or the input is bad.
+        TrainingError: a loss is not finite.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    workers = job.config.compute.workers
+    resources, gpu = worker_resources(workers)
+    working = working_directory(job)
+    working.mkdir(parents=True, exist_ok=True)
+    progress = working / "progress.jsonl"
+    progress.unlink(missing_ok=True)
+    held, streamed = _split_sets(open_large_sets(job))
+    if streamed and not gpu:
+        resources = {"CPU": 0.5}  # workers that hold every CPU would starve Ray Data for ever
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "held": {name: ray.put(images) for name, images in held.items()}},
+        datasets=streamed or None,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(working.resolve()),
+            failure_config=FailureConfig(max_failures=2),
+            callbacks=[_progress_callback(progress)],
+        ),
+    )
+    _run_beside(trainer.fit, _follow(progress, on_report))
+    if not job.done:
+        raise TrainingError(f"{job.directory.name}: Ray Train ended without a finished training; see {working}")
+    shutil.rmtree(working, ignore_errors=True)
+
+
+def tune_trial(job: Job, large: Mapping[str, Any]) -> None:
+    """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report."""
+    from ray import tune
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        publish_if_last(job, metrics, checkpoint)
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(checkpoint) if checkpoint else None)
+
+    if job.done:
+        tune.report(json.loads((job.directory / "stage.json").read_text())["metrics"])
+        return
+    if job.config.compute.workers > 1:
+        train_on_ray(job, on_report=tune.report)
+        return
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    streams = {name: value if not hasattr(value, "iterator") else value.iterator() for name, value in large.items()}
+    last = tune.get_checkpoint()
+    with tempfile.TemporaryDirectory() as folder:
+        resume = Path(last.to_directory(folder)) if last else None
+        run_loop(job, streams, find_place(job.config), report, resume)
+
+
+def run_loop(job: Job, large: Mapping[str, Any], place: Place, report: Any, resume: Path | None) -> None:
+    """Assemble the job here and train it to its end. Collective."""
+    parts = assemble(job, large, place)
+    train(
+        job.kind,
+        parts.training,
+        parts.streams,
+        parts.augment,
+        parts.validate,
+        steps=job.steps,
+        config=job.config,
+        place=place,
+        report=report,
+        resume=resume,
+    )
+
+
+def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    """After the last step: the checkpoint becomes the job's stage, for everything that asks for the same job."""
+    if checkpoint is None or metrics["step"] < metrics["steps"]:
+        return
+    train_ids, validation_ids = label_ids(job)
+    replace_directory(checkpoint, job.directory / "checkpoint")
+    manifest = {
+        "kind": job.kind,
+        "metrics": metrics,
+        "labels_train": train_ids,
+        "labels_val": validation_ids,
+        "expert": job.expert.name if job.expert else None,
+    }
+    complete_stage(job.directory, manifest)
+
+
+def working_directory(job: Job) -> Path:
+    """Where an unfinished training keeps its checkpoints; removed when it is published."""
+    return job.directory.parent / "unfinished" / job.directory.name
+
+
+def worker_resources(workers: int) -> tuple[dict[str, float], bool]:
+    """What one of several workers reserves, and whether it is a GPU.
+
+    Raises:
+        UserError: the cluster will never have that many.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
+    if gpus >= workers:
+        return {"CPU": 1, "GPU": 1}, True
+    if cpus >= workers:
+        return {"CPU": 1}, False
+    raise UserError(f"compute.workers = {workers}, but the cluster has {cpus} CPUs and {gpus} GPUs; ask for fewer")
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    job: Job = settings["job"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    place = find_place(job.config, context.get_world_rank(), context.get_world_size(), device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    large = {name: ray.get(reference) for name, reference in settings["held"].items()}
+    large |= {name: ray.train.get_dataset_shard(name) for name in job.large_sets if name not in large}
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        if place.rank == 0:
+            publish_if_last(job, metrics, checkpoint)
+        ray.train.report(
+            metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
+        )
+
+    last = ray.train.get_checkpoint()
+    with tempfile.TemporaryDirectory() as folder:
+        run_loop(job, large, place, report, Path(last.to_directory(folder)) if last else None)
+
+
+def _split_sets(large: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    streamed = {name: value for name, value in large.items() if hasattr(value, "iterator")}
+    return {name: value for name, value in large.items() if name not in streamed}, streamed
+
+
+def _progress_callback(path: Path) -> Any:
+    """Writes the metrics of every report to a file. It runs in the controller, which is on the driver's node."""
+    from ray.train import UserCallback
+
+    class WriteProgress(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            with path.open("a") as file:
+                file.write(json.dumps(metrics[0]) + "\n")
+
+    return WriteProgress()
+
+
+def _follow(path: Path, on_report: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """A function that calls ``on_report`` for every new whole line of a file of JSON lines."""
+    seen = 0
+
+    def poll() -> None:
+        nonlocal seen
+        if not path.exists():
+            return
+        lines = path.read_text().split("\n")[:-1]
+        for line in lines[seen:]:
+            on_report(json.loads(line))
+        seen = len(lines)
+
+    return poll
+
+
+def _run_beside(work: Callable[[], Any], poll: Callable[[], None]) -> None:
+    """Run ``work`` in a thread and ``poll`` here, so that progress shows and Ctrl-C is ours."""
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the caller's thread below
+            failure.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        poll()
+    poll()
+    if failure:
+        raise cause_of(failure[0])
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The user's or the training's own error behind what Ray wrapped around it, else the error itself."""
+    seen = [error]
+    while seen:
+        current = seen.pop()
+        if isinstance(current, UserError | TrainingError):
+            return current
+        inner = [current.__cause__, getattr(current, "cause", None)]
+        inner += list(getattr(current, "worker_failures", {}).values())
+        seen += [item for item in inner if isinstance(item, BaseException)]
+    return error
+
+
+def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress) -> list[Row]:
+    """The rows of the table: every method's model on the test images, side by side on the cluster.
+
+    This is the only place where test labels are read.
+    """
+    import ray
+
+    evaluate = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_job)
+    pending = {evaluate.remote(method, job): index for index, (method, job) in enumerate(jobs)}
+    done: dict[int, list[Row]] = {}
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=0.5)
+        for reference in ready:
+            done[pending.pop(reference)] = ray.get(reference)
+        progress.update(len(done), len(jobs), "models")
+    return [row for index in sorted(done) for row in done[index]]
+
+
+def evaluate_job(method: str, job: Job) -> list[Row]:
+    """One model on the labelled test images, here; unseen sequences also alone, the expert also on synthetic ones."""
+    place = find_place(job.config)
+    data = job.config.data
+    model = load_model(job, place)
+    domains = [("synthetic", data.synthetic)] if job.kind == "expert" else []
+    rows = []
+    for domain, uri in [*domains, ("real", data.real)]:
+        manifest = read_manifest(uri)
+        samples = [s for s in list_ids(uri, "test") if s.labelled] if "test" in manifest.splits else []
+        if not samples:
+            continue
+        subsets = {"synthetic test" if domain == "synthetic" else "test": [sample.id for sample in samples]}
+        unseen = set(unseen_sequences(uri)) if domain == "real" else set()
+        if unseen:
+            names = ", ".join(sorted(unseen)) if len(unseen) <= 2 else "unseen sequences"
+            subsets[f"test {names}"] = [sample.id for sample in samples if sample.sequence in unseen]
+        for split, ids in subsets.items():
+            images = load_images(uri, "test", (data.width, data.height), ids=ids)
+            classes = manifest.taxonomy.classes
+            ious = class_ious(confusion_matrix(model.predict, images, len(classes), place))
+            train, validation = count_labels(method, job)
+            row = Row(
+                method=method,
+                labels_train=train,
+                labels_val=validation,
+                seed=job.config.seed,
+                real=read_manifest(data.real).name,
+                split=split,
+                miou=mean_iou(ious),
+                per_class=dict(zip(classes, ious, strict=True)),
+                images=len(ids),
+            )
+            rows.append(row)
+    return rows
+
+
+def count_labels(method: str, job: Job) -> tuple[int, int]:
+    """What a row cost: labels trained on, and labels by which its settings were chosen (the translator's alone)."""
+    if job.kind == "expert":
+        return 0, 0
+    train, validation = label_ids(job)
+    if job.kind == "translator":
+        return (0 if job.config.guidance.weight == 0 else len(train)), len(validation)
+    return len(train), 0
+
+
+def draw_strips(guided: Job, unguided: Job | None, path: Path, gpus: float, count: int = 6) -> None:
+    """real | translated | prediction | truth for a few test images, drawn on the cluster."""
+    import ray
+
+    ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here).remote(guided, unguided, path, count))
+
+
+def draw_strips_here(guided: Job, unguided: Job | None, path: Path, count: int) -> None:
+    """``draw_strips`` in this process."""
+    place, data = find_place(guided.config), guided.config.data
+    manifest = read_manifest(data.real)
+    names = [sample.id for sample in list_ids(data.real, "test")]
+    chosen = names[:: max(1, len(names) // count)][:count]
+    images = load_images(data.real, "test", (data.width, data.height), ids=chosen)
+    assert images.labels is not None
+    columns: dict[str, np.ndarray] = {"real": images.pixels.transpose(0, 2, 3, 1)}
+    pixels = to_float(torch.from_numpy(images.pixels).to(place.device))
+    with torch.inference_mode():
+        for title, job in (("unguided", unguided), ("guided", guided)):
+            if job is not None:
+                model = load_model(job, place)
+                assert model.translate is not None
+                columns[f"translated, {title}"] = (
+                    to_uint8(model.translate(pixels).float()).permute(0, 2, 3, 1).cpu().numpy()
+                )
+                columns[f"prediction, {title}"] = model.predict(pixels).argmax(1).byte().cpu().numpy()
+    columns["truth"] = images.labels
+    painted = [c if c.ndim == 4 else [colourise(mask, manifest.taxonomy) for mask in c] for c in columns.values()]
+    strip([[column[index] for column in painted] for index in range(len(chosen))], list(columns), path)
+
+
+def method_of(job: Job) -> str:
+    """What the table calls a job's row."""
+    if job.kind == "expert":
+        return "synthetic only"
+    if job.kind == "translator":
+        return "guided" if job.config.guidance.weight > 0 else "unguided"
+    return job.kind
