@@ -178,7 +178,7 @@ def _print_table(rows: list[Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=180)
-    console.print(format_table(rows))
+    console.print(format_table(rows, with_classes=console.width >= 150))
     if any(iou is None for row in rows for iou in row.per_class.values()):
         print("–  class absent from labels and predictions; left out of the mean")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,18 @@ _dashboard: list[str | None] = [None]
 
 
 def _running_here() -> str | None:
-    """The address of a Ray that runs on this machine; the file that names it outlives a Ray that was killed."""
-    from ray._private.services import canonicalize_bootstrap_address_or_die, find_gcs_addresses
+    """The address of the Ray that ``ray start`` runs on this machine, if it still listens.
 
-    return canonicalize_bootstrap_address_or_die("auto") if find_gcs_addresses() else None
+    Ray leaves the file that names it behind when it is killed. A private Ray of another process is not in it.
+    """
+    from ray._private.utils import read_ray_address
+
+    address = read_ray_address()
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return address
+    except OSError:
+        return None

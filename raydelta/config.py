@@ -91,8 +91,8 @@ class DiscriminatorConfig(Section):
 class TranslatorConfig(Section):
     """Training of the guided CycleGAN."""
 
-    steps: Positive = 400
-    batch: Positive = 4  # of each domain, over all workers
+    steps: Positive = 200
+    batch: Positive = 2  # of each domain, over all workers
     learning_rate: Rate = 4e-4
     discriminator_learning_rate: Rate = 2e-4
     decay: Share = 0.5  # share of the steps, at the end, over which the rates fall to zero
@@ -106,7 +106,7 @@ class GuidanceConfig(Section):
     weight: Share = 0.5
     start: Share = 0.0  # share of the steps before guidance sets in
     scale: Weight = 1.0
-    batch: Positive = 4  # labelled images a step, over all workers
+    batch: Positive = 2  # labelled images a step, over all workers
 
 
 class CycleConfig(Section):
@@ -120,7 +120,7 @@ class CycleConfig(Section):
 class BaselineConfig(Section):
     """Training of the segmenters on the same labels that translation is compared with."""
 
-    steps: Positive = 300
+    steps: Positive = 150
     batch: Positive = 16
     learning_rate: Rate = 1e-3
 
@@ -128,7 +128,7 @@ class BaselineConfig(Section):
 class ComputeConfig(Section):
     """How a training runs; nothing here is meant to change what it computes, but for the precision."""
 
-    workers: Positive = 1  # data-parallel processes of one training
+    workers: Positive | None = None  # data-parallel processes of one training; None: see workers.choose_workers
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it
     compile: bool = False
     report_every: Positive = 50  # steps between two lines of progress, each with a validation
@@ -160,8 +160,13 @@ class Config(Section):
             ("guidance.batch", self.guidance.batch),
             ("baseline.batch", self.baseline.batch),
         ):
-            if batch % self.compute.workers:
+            if batch % (self.compute.workers or 1):
                 raise ValueError(f"{name} = {batch} must be a multiple of compute.workers = {self.compute.workers}")
+        for name, pixels in (("data.width", self.data.width), ("data.height", self.data.height)):
+            if pixels % 2**self.segmenter.depth:
+                raise ValueError(
+                    f"{name} = {pixels} must be a multiple of 2 to the segmenter.depth = {self.segmenter.depth}"
+                )
         return self
 
 

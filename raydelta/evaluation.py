@@ -94,12 +94,12 @@ def read_table(directory: Path) -> list[Row]:
     return [Row(**row) for row in json.loads((directory / "table.json").read_text())["rows"]]
 
 
-def format_table(rows: Sequence[Row]) -> Table:
+def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:
     """The rows for a terminal, seeds gathered into mean ± standard deviation."""
     groups: dict[tuple[str, str, int, int], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.method, row.split, row.labels_train, row.labels_val].append(row)
-    classes = list(rows[0].per_class) if rows else []
+    classes = list(rows[0].per_class) if rows and with_classes else []
     table = Table(
         "method", "split", "labels\n+ val", "seeds", "mIoU %", *classes, header_style="bold", padding=(0, 1, 0, 0)
     )

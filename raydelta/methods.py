@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from raydelta import checkpoint
 from raydelta.config import Config
 from raydelta.data.augment import Batch, build_augment
-from raydelta.data.prepare import data_fingerprint
-from raydelta.data.shards import list_ids, read_manifest
+from raydelta.data.shards import data_fingerprint, list_ids, read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_images
 from raydelta.errors import UserError
 from raydelta.evaluation import class_ious, confusion_matrix, mean_iou
@@ -82,6 +81,15 @@ class Job(BaseModel):
         if self.kind == "expert":
             return 0
         return -1 if self.kind in BASELINES and BASELINES[self.kind].all_labels else self.config.labels.budget
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Images a step from each stream, over all workers."""
+        if self.kind == "expert":
+            return (self.config.expert.batch,)
+        if self.kind == "translator":
+            return self.config.translator.batch, self.config.guidance.batch
+        return (self.config.baseline.batch // (2 if BASELINES[self.kind].synthetic else 1),)
 
     @property
     def steps(self) -> int:

@@ -349,6 +349,7 @@ class _Trainer:
             search_alg=algorithm,
             max_concurrent_trials=self.concurrent,
             reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         )
         grid = 1
         for dimension in space.search.values():
@@ -374,7 +375,9 @@ class _Trainer:
             return
         directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
         settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
-        tune_config = tune.TuneConfig(max_concurrent_trials=self.concurrent, reuse_actors=True)
+        tune_config = tune.TuneConfig(
+            max_concurrent_trials=self.concurrent, reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id
+        )
         steps = max(job.steps for job in jobs)
         results = self._fit(
             directory, {"job": tune.grid_search(settings)}, tune_config, "comparison", len(jobs), steps, resume=True
@@ -388,6 +391,7 @@ class _Trainer:
         self, directory: Path, param_space: Any, tune_config: Any, title: str, trials: int, steps: int, resume: bool
     ) -> list[Any]:
         from ray import tune
+        from ray.tune.logger import JsonLoggerCallback
 
         trainable = tune.with_resources(
             tune.with_parameters(_trial, base=self.config, expert=self.expert, runs=self.runs, large=self.large),
@@ -404,7 +408,7 @@ class _Trainer:
             run_config = tune.RunConfig(
                 name=directory.name,
                 storage_path=str(directory.parent),
-                callbacks=[_show_progress(progress, trials, steps)],
+                callbacks=[_show_progress(progress, trials, steps), JsonLoggerCallback()],
                 failure_config=tune.FailureConfig(max_failures=1),
                 verbose=0,
             )

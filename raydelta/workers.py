@@ -86,20 +86,20 @@ def train_on_ray(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    workers = job.config.compute.workers
-    resources, gpu = worker_resources(workers)
+    workers, gpu = choose_workers(job)
     working = working_directory(job)
     working.mkdir(parents=True, exist_ok=True)
     progress = working / "progress.jsonl"
     progress.unlink(missing_ok=True)
     held, streamed = _split_sets(open_large_sets(job))
-    if streamed and not gpu:
-        resources = {"CPU": 0.5}  # workers that hold every CPU would starve Ray Data for ever
+    cpus = 0.5 if streamed and not gpu else 1  # workers that hold every CPU would starve Ray Data for ever
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "held": {name: ray.put(images) for name, images in held.items()}},
         datasets=streamed or None,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {})
+        ),
         run_config=RunConfig(
             name="train",
             storage_path=str(working.resolve()),
@@ -124,7 +124,7 @@ def tune_trial(job: Job, large: Mapping[str, Any]) -> None:
     if job.done:
         tune.report(json.loads((job.directory / "stage.json").read_text())["metrics"])
         return
-    if job.config.compute.workers > 1:
+    if (job.config.compute.workers or 1) > 1:
         train_on_ray(job, on_report=tune.report)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -173,21 +173,25 @@ def working_directory(job: Job) -> Path:
     return job.directory.parent / "unfinished" / job.directory.name
 
 
-def worker_resources(workers: int) -> tuple[dict[str, float], bool]:
-    """What one of several workers reserves, and whether it is a GPU.
+def choose_workers(job: Job) -> tuple[int, bool]:
+    """How many workers train a job with Ray Train, and whether each has a GPU.
+
+    If ``compute.workers`` does not say: every GPU of the cluster, or two CPU cores, as far as the batches divide.
 
     Raises:
-        UserError: the cluster will never have that many.
+        UserError: the cluster will never have as many as are asked for.
     """
     import ray
 
     total = ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
-    if gpus >= workers:
-        return {"CPU": 1, "GPU": 1}, True
-    if cpus >= workers:
-        return {"CPU": 1}, False
-    raise UserError(f"compute.workers = {workers}, but the cluster has {cpus} CPUs and {gpus} GPUs; ask for fewer")
+    asked = job.config.compute.workers
+    if asked is None:
+        devices = gpus or min(2, cpus)
+        return max(n for n in range(1, devices + 1) if not any(batch % n for batch in job.batches)), gpus > 0
+    if asked > max(gpus, cpus):
+        raise UserError(f"compute.workers = {asked}, but the cluster has {cpus} CPUs and {gpus} GPUs; ask for fewer")
+    return asked, gpus >= asked
 
 
 def _train_worker(settings: dict[str, Any]) -> None:

@@ -43,12 +43,6 @@ def prepare_data(config: Config, runs: Path) -> Config:
     return config
 
 
-def data_fingerprint(uri: str) -> str:
-    """Ten hex digits that stand for the content of a data set, wherever it lies."""
-    splits = read_manifest(uri).splits
-    return fingerprint({name: [shard.sha256 for shard in split.shards] for name, split in splits.items()})
-
-
 def unseen_sequences(uri: str, split: str = "test") -> list[str]:
     """Sequences of a split that the training split has no image of; empty if that is all of them."""
     seen = {sample.sequence for sample in list_ids(uri, "train")}

@@ -1,0 +1,135 @@
+"""Checking a data set: every byte of it against its manifest and the rules of the format."""
+
+import hashlib
+import io
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from raydelta.data.shards import (
+    MANIFEST,
+    SCHEMA,
+    UNDECODABLE,
+    Manifest,
+    Row,
+    Shard,
+    count_pixels,
+    format_skipped,
+    is_plain,
+    open_address,
+    read_manifest,
+    threaded,
+)
+from raydelta.taxonomy import IGNORE
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What is wrong with a data set (nothing, if ``problems`` is empty), and the pixels per class as counted anew."""
+
+    manifest: Manifest
+    problems: list[str]
+    histogram: dict[str, list[int]]  # per split: one count per class, then void
+
+
+def check(uri: str | Path) -> CheckReport:
+    """Read every byte of a data set and compare it with its manifest and the rules of the format."""
+    manifest = read_manifest(uri)
+    files, base = open_address(uri)
+    classes = len(manifest.taxonomy)
+    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    present = {info.base_name for info in files.get_file_info(pyarrow.fs.FileSelector(base))}
+    problems = [f"{file}: not in the manifest" for file in sorted(present - listed - {MANIFEST})]
+    histogram = {}
+    for name, split in manifest.splits.items():
+        results = threaded(partial(_check_shard, files, base, classes), split.shards)
+        problems += [problem for found, _, _ in results for problem in found]
+        counts = Counter(identifier for _, ids, _ in results for identifier in ids)
+        problems += [f"split {name}: the id {key!r} occurs {count} times" for key, count in counts.items() if count > 1]
+        pixels, void = count_pixels(sum((counted for _, _, counted in results), np.zeros(256, dtype=np.int64)), classes)
+        if (pixels, void) != (split.pixels, split.void):
+            problems.append(f"split {name}: the manifest's pixels per class are not those of the labels")
+        histogram[name] = [*pixels, void]
+    return CheckReport(manifest, problems, histogram)
+
+
+def format_report(report: CheckReport) -> str:
+    """Rows, labels and the share of pixels of each class per split, then the problems."""
+    manifest = report.manifest
+    lines = [f"{manifest.name}: {manifest.domain}, {manifest.taxonomy.name}, from {manifest.source}"]
+    for name, split in manifest.splits.items():
+        lines.append(f"\n{name}: {split.rows} images, {split.labelled} labelled, {len(split.shards)} shards")
+        total = sum(report.histogram[name])
+        if total:
+            for label, count in zip([*manifest.taxonomy.classes, "void"], report.histogram[name], strict=True):
+                share = count / total
+                lines.append(f"  {label:16} {share:7.2%} {'█' * round(50 * share)}".rstrip())
+    if manifest.skipped:
+        lines.append("\n" + format_skipped(manifest.skipped))
+    lines += ["", *(report.problems or ["no problem found"])]
+    return "\n".join(lines)
+
+
+def _check_shard(
+    files: pyarrow.fs.FileSystem, base: str, classes: int, shard: Shard
+) -> tuple[list[str], list[str], NDArray[np.int64]]:
+    """Problems, ids and the histogram of label values of one shard."""
+    histogram = np.zeros(256, dtype=np.int64)
+    try:
+        with files.open_input_file(f"{base}/{shard.file}") as file:
+            data = file.read()
+    except OSError as error:
+        return [f"{shard.file}: cannot be read: {error}"], [], histogram
+    problems = []
+    if len(data) != shard.bytes:
+        problems.append(f"{shard.file}: {len(data)} bytes, {shard.bytes} in the manifest")
+    elif hashlib.sha256(data).hexdigest() != shard.sha256:
+        problems.append(f"{shard.file}: its checksum is not the manifest's, the content has changed")
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (OSError, pa.ArrowException) as error:
+        return [*problems, f"{shard.file}: not readable as Parquet: {error}"], [], histogram
+    if not table.schema.equals(SCHEMA):
+        return [*problems, f"{shard.file}: its columns are not those of the format"], [], histogram
+    labelled = table.num_rows - table["label"].null_count
+    if (table.num_rows, labelled) != (shard.rows, shard.labelled):
+        problems.append(
+            f"{shard.file}: {table.num_rows} rows, {labelled} labelled; "
+            f"{shard.rows} and {shard.labelled} in the manifest"
+        )
+    for row in table.to_pylist():
+        try:
+            histogram += _check_row(row, classes)
+        except UNDECODABLE as error:
+            problems.append(f"{shard.file}: row {row['id']!r}: {error}")
+    return problems, table["id"].to_pylist(), histogram
+
+
+def _check_row(row: Row, classes: int) -> NDArray[np.int64]:
+    """The histogram of the label's values; ValueError or Pillow's errors for what is wrong with the row."""
+    if not is_plain(row["id"]):
+        raise ValueError("the id looks like a path that leads elsewhere")
+    size = row["width"], row["height"]
+    image = Image.open(io.BytesIO(row["image"]))
+    image.load()
+    if image.format not in ("JPEG", "PNG") or image.mode != "RGB" or image.size != size:
+        raise ValueError(f"the image is {image.format} {image.mode} {image.size}, expected JPEG or PNG RGB {size}")
+    if row["label"] is None:
+        return np.zeros(256, dtype=np.int64)
+    label = Image.open(io.BytesIO(row["label"]))
+    label.load()
+    if label.format != "PNG" or label.mode != "L" or label.size != size:
+        raise ValueError(f"the label is {label.format} {label.mode} {label.size}, expected PNG L {size}")
+    histogram = np.array(label.histogram(), dtype=np.int64)
+    outside = [value for value in np.flatnonzero(histogram).tolist() if value >= classes and value != IGNORE]
+    if outside:
+        raise ValueError(f"the label has the ids {outside}, outside the taxonomy's {classes} classes")
+    return histogram

@@ -1,0 +1,288 @@
+"""Writing a data set: shards in parallel with Ray Data, whole or absent, an interrupted write continued."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from raydelta.data.shards import (
+    FOOTER,
+    FORMAT,
+    MANIFEST,
+    ROWS_PER_GROUP,
+    SCHEMA,
+    BadItem,
+    Footer,
+    Item,
+    Manifest,
+    Progress,
+    Record,
+    Row,
+    Shard,
+    Skipped,
+    Split,
+    count_pixels,
+    is_plain,
+)
+from raydelta.errors import UserError
+from raydelta.taxonomy import Taxonomy
+
+
+class _Job(Record):
+    file: str
+    inputs: str
+    items: list[Item]
+
+
+class _Outcome(Record):
+    """Errors travel as values: Ray would wrap an exception into its own traceback."""
+
+    finished: tuple[Shard, Footer] | None = None
+    bad: Skipped | None = None
+    error: str = ""
+
+
+def write_dataset(
+    target: str | Path,
+    splits: Mapping[str, Sequence[Item]],
+    encode: Callable[[Item], Row],
+    *,
+    name: str,
+    domain: Literal["synthetic", "real"],
+    taxonomy: Taxonomy,
+    source: str,
+    options: Mapping[str, Any],
+    rows_per_shard: int = 128,
+    skip_bad: bool = False,
+    skipped: Sequence[BadItem] = (),
+    progress: Progress = lambda done, total, note: None,
+) -> Manifest:
+    """Encode the items of every split into shards, one Ray Data task each, and write the manifest.
+
+    All goes into ``TARGET.partial``, which takes the target's name when it is complete. The same call after an
+    interruption goes on where it stopped; shards of other inputs are written anew. On a cluster of several machines
+    the target, and what ``encode`` reads, must lie on storage that all of them share.
+
+    Args:
+        encode: item → row, run in Ray workers; raises BadItem. Labels hold taxonomy ids and 255 only.
+        options: all that decides what ``encode`` does beside its items; JSON values.
+        skip_bad: leave bad items out and list them in the manifest; otherwise the first one stops the write.
+        skipped: bad samples that never became items, for the manifest's list.
+
+    Raises:
+        BadItem: ``encode`` refused an item and ``skip_bad`` is off.
+        UserError: the target exists, a split is empty, ids repeat or look like paths, the disk is full.
+    """
+    target = Path(target)
+    if target.exists():
+        raise UserError(f"{target}: exists already; remove it or choose another target")
+    for split, items in splits.items():
+        _check_items(split, items)
+    if not splits:
+        raise UserError(f"{target}: nothing to write, no split has any image")
+    settings = {"format": FORMAT, "taxonomy": taxonomy.model_dump(), "source": source, "options": dict(options)}
+    jobs = [
+        _job(f"{split}-{start // rows_per_shard:05d}.parquet", items[start : start + rows_per_shard], settings)
+        for split, items in splits.items()
+        for start in range(0, len(items), rows_per_shard)
+    ]
+    unfinished = target.with_name(target.name + ".partial")
+    with _writing(unfinished):
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for stale in {path.name for path in unfinished.glob("*.parquet*")} - {job.file for job in jobs}:
+            (unfinished / stale).unlink(missing_ok=True)
+    finished = _run_jobs(jobs, unfinished, encode, len(taxonomy), skip_bad, progress)
+    manifest = Manifest(
+        name=name,
+        domain=domain,
+        taxonomy=taxonomy,
+        splits={split: _summary(split, finished, len(taxonomy)) for split in splits},
+        source=source,
+        options=dict(options),
+        skipped=[Skipped(file=bad.file, rule=bad.rule) for bad in skipped]
+        + [bad for _, footer in finished.values() for bad in footer.skipped],
+    )
+    with _writing(unfinished):
+        (unfinished / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+        unfinished.rename(target)
+    return manifest
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """An RGB image as JPEG with next to no loss (quality 95, full colour resolution)."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def encode_label(label: NDArray[np.uint8]) -> bytes:
+    """A mask of ids, uint8 [H, W], as 8-bit single-channel PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(label).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _check_items(split: str, items: Sequence[Item]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+        raise UserError(f"split {split!r}: a name of letters, digits, _ and - is needed")
+    if not items:
+        raise UserError(f"split {split!r} is empty: no image in it")
+    for item in items:
+        if not is_plain(item.id):
+            raise BadItem(item.image, f"the id {item.id!r} looks like a path that leads elsewhere")
+    identifier, count = Counter(item.id for item in items).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"split {split!r}: the id {identifier!r} occurs {count} times; ids must be unique")
+
+
+def _job(file: str, items: Sequence[Item], settings: Mapping[str, Any]) -> _Job:
+    inputs = hashlib.sha256(json.dumps([settings, items], sort_keys=True).encode()).hexdigest()
+    return _Job(file=file, inputs=inputs, items=list(items))
+
+
+def _run_jobs(
+    jobs: Sequence[_Job],
+    folder: Path,
+    encode: Callable[[Item], Row],
+    classes: int,
+    skip_bad: bool,
+    progress: Progress,
+) -> dict[str, tuple[Shard, Footer]]:
+    """Write all shards in parallel; their records by file, in the order of the jobs."""
+    import ray.data  # a second of import that readers of a manifest need not pay
+
+    from raydelta.cluster import ensure_ray
+
+    ensure_ray()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # says that bars are off, then every step of the plan
+    write = partial(_write_shard, folder=str(folder.resolve()), encode=encode, classes=classes, skip_bad=skip_bad)
+    rows = [{"job": job.model_dump_json()} for job in jobs]
+    sizes = {job.file: len(job.items) for job in jobs}
+    finished: dict[str, tuple[Shard, Footer]] = {}
+    done = 0
+    for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(write).iter_rows():
+        outcome = _Outcome.model_validate_json(row["outcome"])
+        if outcome.bad is not None:
+            raise BadItem(outcome.bad.file, outcome.bad.rule)
+        if outcome.finished is None:
+            raise UserError(outcome.error)
+        shard = outcome.finished[0]
+        if not (folder / shard.file).exists():
+            raise UserError(f"{folder}: a worker on another machine wrote there; use storage that all machines share")
+        finished[shard.file] = outcome.finished
+        done += sizes[shard.file]
+        progress(done, sum(sizes.values()), shard.file)
+    return {job.file: finished[job.file] for job in jobs}
+
+
+def _write_shard(
+    row: dict[str, str], *, folder: str, encode: Callable[[Item], Row], classes: int, skip_bad: bool
+) -> dict[str, str]:
+    """The Ray Data task: one job in, one shard on disk, its record out."""
+    job = _Job.model_validate_json(row["job"])
+    path = Path(folder) / job.file
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with _writing(path):
+            if not _is_finished(path, job, skip_bad):
+                _write_rows(unfinished, job, encode, classes, skip_bad)
+                unfinished.rename(path)
+            outcome = _Outcome(finished=_inspect(path))
+    except BadItem as bad:
+        outcome = _Outcome(bad=Skipped(file=bad.file, rule=bad.rule))
+    except UserError as error:
+        outcome = _Outcome(error=str(error))
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return {"outcome": outcome.model_dump_json()}
+
+
+def _is_finished(path: Path, job: _Job, skip_bad: bool) -> bool:
+    """Whether an interrupted write has left this very shard."""
+    if not path.exists():
+        return False
+    _, footer = _inspect(path)
+    return footer.inputs == job.inputs and (skip_bad or not footer.skipped)
+
+
+def _write_rows(path: Path, job: _Job, encode: Callable[[Item], Row], classes: int, skip_bad: bool) -> None:
+    histogram = np.zeros(256, dtype=np.int64)
+    unlabelled: list[str] = []
+    skipped: list[Skipped] = []
+    # Images are compressed already, and statistics of them would only make the footer long.
+    columns = {"use_dictionary": ["sequence"], "write_statistics": ["id", "sequence"], "compression": "none"}
+    with pq.ParquetWriter(path, SCHEMA, **columns) as writer:
+        group: list[Row] = []
+        for item in job.items:
+            try:
+                row = encode(item)
+            except BadItem as bad:
+                if not skip_bad:
+                    raise
+                skipped.append(Skipped(file=bad.file, rule=bad.rule))
+                continue
+            if row["label"] is None:
+                unlabelled.append(row["id"])
+            else:
+                histogram += Image.open(io.BytesIO(row["label"])).histogram()
+            group.append(row)
+            if len(group) == ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                group = []
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+        pixels, void = count_pixels(histogram, classes)
+        assert sum(pixels) + void == histogram.sum(), "the encoder let an id outside the taxonomy pass"
+        footer = Footer(inputs=job.inputs, pixels=pixels, void=void, unlabelled=unlabelled, skipped=skipped)
+        writer.add_key_value_metadata({FOOTER: footer.model_dump_json()})
+
+
+def _inspect(path: Path) -> tuple[Shard, Footer]:
+    """The records of a finished shard, from the file alone; what was written is on the disk when this returns."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        metadata = pq.read_metadata(file)
+    footer = Footer.model_validate_json(metadata.metadata[FOOTER])
+    rows = metadata.num_rows
+    labelled = rows - len(footer.unlabelled)
+    size = path.stat().st_size
+    return Shard(file=path.name, rows=rows, labelled=labelled, bytes=size, sha256=digest), footer
+
+
+def _summary(split: str, finished: Mapping[str, tuple[Shard, Footer]], classes: int) -> Split:
+    mine = [record for file, record in finished.items() if file.rpartition("-")[0] == split]
+    if not any(shard.rows for shard, _ in mine):
+        raise UserError(f"split {split!r} is empty: every image of it was skipped")
+    return Split(
+        shards=[shard for shard, _ in mine],
+        pixels=[sum(footer.pixels[index] for _, footer in mine) for index in range(classes)],
+        void=sum(footer.void for _, footer in mine),
+    )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise UserError(
+            f"{path}: cannot be written: {reason}; what is finished is kept, the same command goes on from there"
+        ) from error

@@ -1,0 +1,357 @@
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydelta.data import checking, shards
+from raydelta.data.importers import (
+    Options,
+    detect,
+    import_camvid,
+    import_dataset,
+    import_folder,
+    sequence_of,
+    simulate_dataset,
+)
+from raydelta.data.shards import BadItem
+from raydelta.data.simulator import simulate
+from raydelta.errors import UserError
+from raydelta.taxonomy import CAMVID11
+
+CAMVID = Path(__file__).parents[2] / "../shared/data/original/camvid"
+WIDTH, HEIGHT = 24, 16
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def paint(number: int) -> Image.Image:
+    pixels = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def mask(*ids: int) -> Image.Image:
+    """Stripes of the ids."""
+    return Image.fromarray(np.resize(np.array(ids, dtype=np.uint8), (HEIGHT, WIDTH)))
+
+
+def save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """images/SPLIT with labels/SPLIT, JPEG and PNG, flat and nested."""
+    source = tmp_path / "source"
+    for number, name in enumerate(["train/0001TP_008550.jpg", "train/0001TP_008580.png", "train/town/000001.png"]):
+        save(paint(number), source / "images" / name)
+        save(mask(*range(11), 255), source / "labels" / Path(name).with_suffix(".png"))
+    save(paint(9), source / "images/test/Seq05VD_f01620.jpg")
+    save(mask(0, 10), source / "labels/test/Seq05VD_f01620.png")
+    return source
+
+
+@pytest.fixture
+def segnet(tmp_path: Path) -> Path:
+    """CamVid's published layout."""
+    source = tmp_path / "CamVid"
+    for split, names in {
+        "train": ["0001TP_006690", "0016E5_01800"],
+        "val": ["0016E5_08109"],
+        "test": ["Seq05VD_f01620"],
+    }.items():
+        for number, name in enumerate(names):
+            save(paint(number), source / split / f"{name}.png")
+            save(mask(*range(12)), source / f"{split}annot" / f"{name}.png")
+        (source / f"{split}.txt").write_text("/home/somebody/SegNet/CamVid/train/0001TP_006690.png\n")
+    return source
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+def test_folder(folder: Path, tmp_path: Path) -> None:
+    before = files_of(folder)
+    manifest = import_dataset("folder", folder, tmp_path / "set")
+    assert files_of(folder) == before
+    assert (manifest.name, manifest.domain, list(manifest.splits)) == ("set", "real", ["train", "test"])
+    assert shards.list_ids(tmp_path / "set", "train") == [
+        ("0001TP_008550", "0001TP", True),
+        ("0001TP_008580", "0001TP", True),
+        ("town/000001", "town", True),
+    ]
+    rows = shards.read_rows(tmp_path / "set", "train").to_pylist()
+    assert rows[0]["image"] == (folder / "images/train/0001TP_008550.jpg").read_bytes()
+    assert rows[1]["image"] == (folder / "images/train/0001TP_008580.png").read_bytes()
+    assert np.array_equal(Image.open(io.BytesIO(rows[2]["label"])), mask(*range(11), 255))
+    assert checking.check(tmp_path / "set").problems == []
+
+
+def test_flat_folder_without_labels(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    for number in range(3):
+        save(paint(number), source / f"images/frame{number:04d}.jpg")
+    (source / "images/._frame0000.jpg").write_bytes(b"what macOS leaves")
+    (source / "images/notes.txt").write_text("not a picture")
+    manifest = import_dataset("folder", source, tmp_path / "set")
+    assert (manifest.splits["train"].rows, manifest.splits["train"].labelled) == (3, 0)
+    assert {sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")} == {"frame"}
+
+
+def test_some_labels_only_if_said_so(folder: Path, tmp_path: Path) -> None:
+    (folder / "labels/train/0001TP_008550.png").unlink()
+    with pytest.raises(BadItem, match=r"0001TP_008550\.jpg: the image has no label of the same name in .*labels"):
+        import_dataset("folder", folder, tmp_path / "set")
+    manifest = import_dataset("folder", folder, tmp_path / "set", allow_unlabelled=True)
+    assert (manifest.splits["train"].rows, manifest.splits["train"].labelled) == (3, 2)
+
+
+def test_crop_size_limit_and_splits(folder: Path, tmp_path: Path) -> None:
+    manifest = import_dataset(
+        "folder", folder, tmp_path / "set", crop=(4, 2, 20, 10), size=(8, 4), limit=1, splits=["train"]
+    )
+    assert list(manifest.splits) == ["train"]
+    (row,) = shards.read_rows(tmp_path / "set", "train").to_pylist()
+    assert (row["width"], row["height"]) == (8, 4)
+    label = np.asarray(Image.open(io.BytesIO(row["label"])))
+    cropped = np.asarray(mask(*range(11), 255))[2:10, 4:20]
+    assert np.array_equal(label, cropped[1::2, 1::2])
+    image = np.asarray(Image.open(io.BytesIO(row["image"])), dtype=float)
+    source = np.asarray(Image.open(folder / "images/train/0001TP_008550.jpg"), dtype=float)[2:10, 4:20]
+    assert np.abs(image - source.reshape(4, 2, 8, 2, 3).mean((1, 3))).mean() < 30
+    assert checking.check(tmp_path / "set").problems == []
+
+
+def test_own_taxonomy(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("[left, right]")
+    with pytest.raises(BadItem, match=r"the ids \[2, 3.*not in the table \(0-1, 255\)"):
+        import_dataset("folder", folder, tmp_path / "set", taxonomy=str(tmp_path / "two.yaml"))
+
+
+def test_indices_of_a_palette_count(folder: Path, tmp_path: Path) -> None:
+    palette = mask(3, 5)
+    palette.putpalette([value for colour in CAMVID11.palette for value in colour])
+    assert palette.mode == "P"
+    save(palette, folder / "labels/test/Seq05VD_f01620.png")
+    manifest = import_dataset("folder", folder, tmp_path / "set", splits=["test"])
+    assert [index for index, count in enumerate(manifest.splits["test"].pixels) if count] == [3, 5]
+    palette = mask(3, 77)
+    palette.putpalette([value for value in range(256) for _ in range(3)])
+    save(palette, folder / "labels/test/Seq05VD_f01620.png")
+    with pytest.raises(BadItem, match=r"the palette indices \[77\]"):
+        import_dataset("folder", folder, tmp_path / "other", splits=["test"])
+
+
+def test_rotated_photographs_are_stored_upright(tmp_path: Path) -> None:
+    path = tmp_path / "source/images/phone_1.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path.parent.mkdir(parents=True)
+    paint(0).save(path, exif=exif)
+    import_dataset("folder", tmp_path / "source", tmp_path / "set")
+    (row,) = shards.read_rows(tmp_path / "set", "train").to_pylist()
+    assert (row["width"], row["height"]) == (HEIGHT, WIDTH)
+    assert Image.open(io.BytesIO(row["image"])).getexif().get(0x0112, 1) == 1
+
+
+# Each breaks one file of the folder above; the file's name and the rule must be in the message.
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((HEIGHT, WIDTH), 3, dtype=np.uint16)).save(path)
+
+
+def link_outside(path: Path) -> None:
+    outside = path.parents[3] / "outside.png"
+    path.rename(outside)
+    path.symlink_to(outside)
+
+
+IMAGE, LABEL = "images/train/0001TP_008550.jpg", "labels/train/0001TP_008550.png"
+BREAKAGES: list[tuple[str, str, Callable[[Path], object], str]] = [
+    ("truncated JPEG", IMAGE, truncate, "cannot be decoded"),
+    ("truncated PNG", "images/train/0001TP_008580.png", truncate, "cannot be decoded"),
+    ("truncated label", LABEL, truncate, "cannot be decoded"),
+    ("empty image", IMAGE, lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
+    ("empty label", LABEL, lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
+    ("no image", IMAGE, lambda path: path.write_bytes(b"Not found"), "cannot identify image file"),
+    ("16-bit label", LABEL, sixteen_bits, "a 16-bit picture; expected 8-bit single-channel class ids"),
+    ("16-bit image", "images/train/0001TP_008580.png", sixteen_bits, "expected 8 bits per channel"),
+    ("colour label", LABEL, lambda path: paint(1).save(path), "a colour picture; expected 8-bit single-channel"),
+    ("1-bit label", LABEL, lambda path: mask(0, 1).convert("1").save(path), "a 1-bit picture"),
+    ("JPEG label", LABEL, lambda path: mask(0, 1).save(path, "JPEG"), "JPEG, which is lossy"),
+    ("other size", LABEL, lambda path: Image.new("L", (12, 8)).save(path), "12×8 pixels, its image 24×16"),
+    ("id 12 of 11", LABEL, lambda path: mask(0, 12).save(path), "ids [12], which are not in the table (0-10, 255)"),
+    ("no label", LABEL, Path.unlink, "has no label of the same name"),
+    ("no image for a label", IMAGE, Path.unlink, "has no image of the same name"),
+    ("twice", IMAGE, lambda path: paint(2).save(path.with_suffix(".png")), "which one is meant?"),
+    ("link outside", IMAGE, link_outside, "a symbolic link that leads out of"),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "breakage", "rule"), [row[1:] for row in BREAKAGES], ids=[row[0] for row in BREAKAGES]
+)
+def test_bad_file(folder: Path, tmp_path: Path, file: str, breakage: Callable[[Path], object], rule: str) -> None:
+    breakage(folder / file)
+    with pytest.raises(BadItem) as caught:
+        import_dataset("folder", folder, tmp_path / "set")
+    assert Path(file).stem in caught.value.file
+    assert rule in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+    manifest = import_dataset("folder", folder, tmp_path / "set", skip_bad=True)
+    assert manifest.splits["train"].rows == 2
+    assert any(rule in bad.rule and Path(file).stem in bad.file for bad in manifest.skipped)
+    assert checking.check(tmp_path / "set").problems == []
+
+
+def test_links_of_folders(folder: Path, tmp_path: Path) -> None:
+    (folder / "images/train").rename(tmp_path / "elsewhere")
+    (folder / "images/train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="images/train: a symbolic link that leads out of"):
+        import_dataset("folder", folder, tmp_path / "set")
+    (folder / "images/train").unlink()
+    (tmp_path / "elsewhere").rename(folder / "images/train")
+    (folder / "images/train/loop").symlink_to(folder / "images")
+    with pytest.raises(BadItem, match="loop: a symbolic link to a folder"):
+        import_dataset("folder", folder, tmp_path / "set")
+
+
+def test_bad_sources(folder: Path, tmp_path: Path) -> None:
+    options = Options(CAMVID11)
+    with pytest.raises(UserError, match="no importer 'cityspace'; there are: folder, camvid"):
+        import_dataset("cityspace", folder, tmp_path / "set")
+    with pytest.raises(UserError, match=r"nowhere/images: cannot be read as a folder: No such file"):
+        import_dataset("folder", tmp_path / "nowhere", tmp_path / "set")
+    with pytest.raises(UserError, match="not the layout of CamVid"):
+        import_camvid(folder, options)
+    with pytest.raises(UserError, match="has no split val; there are: test, train"):
+        import_folder(folder, Options(CAMVID11, splits=("val",)))
+    save(paint(0), folder / "images/stray.png")
+    with pytest.raises(UserError, match="holds images beside folders"):
+        import_folder(folder, options)
+    (folder / "images/stray.png").unlink()
+    (folder / "images/val").mkdir()
+    with pytest.raises(UserError, match="split 'val' is empty"):
+        import_folder(folder, options)
+
+
+def test_unreadable_folder(folder: Path) -> None:
+    (folder / "images/train").chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root reads everything
+    try:
+        with pytest.raises(UserError, match="cannot be read as a folder: Permission denied"):
+            import_folder(folder, Options(CAMVID11))
+    finally:
+        os.seteuid(user)
+        (folder / "images/train").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": (0, 4)}, "size"),
+        ({"crop": (5, 0, 5, 4)}, "crop"),
+        ({"limit": 0}, "limit"),
+        ({"crop": (0, 0, 25, 4)}, r"24×16 pixels, the crop \(0, 0, 25, 4\) reaches beyond"),
+    ],
+)
+def test_bad_options(folder: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        import_dataset("folder", folder, tmp_path / "set", **changes)
+
+
+def test_a_mended_source_goes_on(folder: Path, tmp_path: Path) -> None:
+    good = (folder / LABEL).read_bytes()
+    truncate(folder / LABEL)
+    with pytest.raises(BadItem):
+        import_dataset("folder", folder, tmp_path / "set")
+    (folder / LABEL).write_bytes(good)
+    assert import_dataset("folder", folder, tmp_path / "set").splits["train"].rows == 3
+
+
+def test_camvid(segnet: Path, tmp_path: Path) -> None:
+    before = files_of(segnet)
+    manifest = import_dataset("camvid", segnet, tmp_path / "set", name="CamVid")
+    assert files_of(segnet) == before
+    assert {split: content.rows for split, content in manifest.splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert all(content.void == sum(content.pixels) // 11 for content in manifest.splits.values())
+    assert [sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")] == ["0001TP", "0016E5"]
+    assert checking.check(tmp_path / "set").problems == []
+    with pytest.raises(UserError, match="CamVid has the taxonomy camvid11"):
+        import_camvid(segnet, Options(CAMVID11.model_copy(update={"name": "mine"})))
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="the slice of CamVid is not here; it may not be redistributed")
+def test_published_camvid(tmp_path: Path) -> None:
+    manifest = import_dataset("camvid", CAMVID, tmp_path / "set", crop=(0, 60, 480, 300), size=(256, 128))
+    assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 12, "val": 4, "test": 8}
+    sequences = {sample.sequence for split in manifest.splits for sample in shards.list_ids(tmp_path / "set", split)}
+    assert sequences == {"0001TP", "0006R0", "0016E5", "Seq05VD"}
+    assert all(count > 0 for count in manifest.splits["train"].pixels)
+    assert checking.check(tmp_path / "set").problems == []
+
+
+def test_detect(folder: Path, segnet: Path, tmp_path: Path) -> None:
+    assert detect(folder) == "folder"
+    assert detect(segnet) == "camvid"
+    assert detect(segnet / "train") is None
+    with pytest.raises(UserError, match="cannot be read as a folder"):
+        detect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("identifier", "sequence"),
+    [
+        ("0001TP_008550", "0001TP"),
+        ("Seq05VD_f01620", "Seq05VD"),
+        ("0016E5_01800", "0016E5"),
+        ("0006R0_f01770", "0006R0"),
+        ("aachen/aachen_000000_000019", "aachen/aachen_000000"),
+        ("frame0012", "frame"),
+        ("clip7/000123", "clip7"),
+        ("000123", "all"),
+        ("Seq05VD", "Seq05VD"),
+        ("night.drive-0003", "night.drive"),
+    ],
+)
+def test_sequence_of(identifier: str, sequence: str) -> None:
+    assert sequence_of(identifier) == sequence
+
+
+def test_simulated_set(tmp_path: Path) -> None:
+    counts = {"train": 8, "test": 4}
+    manifest = simulate_dataset("street", tmp_path / "set", counts=counts, width=64, height=32, seed=3)
+    assert (manifest.domain, manifest.splits["train"].labelled, manifest.splits["test"].labelled) == ("real", 8, 4)
+    train, test = (shards.list_ids(tmp_path / "set", split) for split in counts)
+    assert not {sample.id for sample in train} & {sample.id for sample in test}
+    assert len({sample.sequence for sample in train}) == 4
+    (row,) = shards.read_rows(tmp_path / "set", "train", ["street-0000005"]).to_pylist()
+    _, labels = simulate(5, seed=3, look="street", width=64, height=32)
+    assert np.array_equal(Image.open(io.BytesIO(row["label"])), labels)
+    assert checking.check(tmp_path / "set").problems == []
+    shutil.rmtree(tmp_path / "set")
+    more = simulate_dataset("street", tmp_path / "set", counts={"train": 9, "test": 4}, width=64, height=32, seed=3)
+    assert more.splits["test"] == manifest.splits["test"]
+
+
+def test_simulated_set_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="look 'rain': one of synthetic, street"):
+        simulate_dataset("rain", tmp_path / "set", counts={"train": 1}, width=64, height=32)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="a simulated set has train, val, test"):
+        simulate_dataset("street", tmp_path / "set", counts={"trial": 1}, width=64, height=32)
+    with pytest.raises(UserError, match="at least 32 pixels"):
+        simulate_dataset("street", tmp_path / "set", counts={"train": 1}, width=8, height=8)
