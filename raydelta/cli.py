@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -68,6 +70,92 @@ def tune(
     print(f"table        {outcome.directory / 'table.json'}")
     if outcome.pictures:
         print(f"pictures     {outcome.pictures}")
+
+
+@data_app.command("simulate")
+def data_simulate(
+    target: Annotated[Path, typer.Argument(help="Folder to make.")],
+    look: Annotated[
+        Literal["synthetic", "street"], typer.Option(help="synthetic, or street: the stand-in for photographs.")
+    ] = "synthetic",
+    train: Annotated[int, typer.Option(min=1, help="Training images.")] = 2000,
+    test: Annotated[int, typer.Option(min=0, help="Test images.")] = 200,
+    width: Annotated[int, typer.Option(min=32)] = 256,
+    height: Annotated[int, typer.Option(min=32)] = 128,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make street scenes with exact masks, as shards."""
+    from raydelta.data.importers import simulate_dataset
+
+    counts = {"train": train} | ({"test": test} if test else {})
+    with _progress(f"make {target.name}") as progress:
+        simulate_dataset(look, target, counts=counts, width=width, height=height, seed=seed, progress=progress)
+    print(target)
+
+
+@data_app.command("import")
+def data_import(
+    source: Annotated[Path, typer.Argument(help="Folder in the layout of a known data set; only read.")],
+    target: Annotated[Path, typer.Argument(help="Folder to make.")],
+    kind: Annotated[str | None, typer.Option(help="folder or camvid; found out, if not given.")] = None,
+    domain: Annotated[Literal["real", "synthetic"], typer.Option(help="Which of the two it is.")] = "real",
+    taxonomy: Annotated[str, typer.Option(help="A built-in class list, or a YAML file with one.")] = "camvid11",
+    size: Annotated[str | None, typer.Option(help="Resize to WxH.")] = None,
+    crop: Annotated[str | None, typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in source pixels, before the resize.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each split.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad samples out and list them.")] = False,
+    allow_unlabelled: Annotated[bool, typer.Option("--allow-unlabelled", help="Images may lack a label.")] = False,
+) -> None:
+    """Import a folder of images and masks as checked shards."""
+    from raydelta.data.importers import detect, import_dataset
+    from raydelta.data.shards import format_skipped
+
+    found = kind or detect(source)
+    if found is None:
+        raise UserError(f"{source}: no layout that an importer knows; say which one with --kind")
+    with _progress(f"import {target.name}") as progress:
+        manifest = import_dataset(
+            found,
+            source,
+            target,
+            domain=domain,
+            taxonomy=taxonomy,
+            size=_numbers(size, "x", 2, "--size") if size else None,
+            crop=_numbers(crop, ",", 4, "--crop") if crop else None,
+            splits=split,
+            limit=limit,
+            skip_bad=skip_bad,
+            allow_unlabelled=allow_unlabelled,
+            progress=progress,
+        )
+    if manifest.skipped:
+        print(format_skipped(manifest.skipped))
+    print(target)
+
+
+@data_app.command("check")
+def data_check(data_set: Annotated[str, typer.Argument(help="Data set: folder or address.")]) -> None:
+    """Verify every shard against the manifest and print the class histogram; exit code 1 if anything is wrong."""
+    from raydelta.data.checking import check, format_report
+
+    report = check(data_set)
+    print(format_report(report))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@data_app.command("show")
+def data_show(
+    data_set: Annotated[str, typer.Argument(help="Data set: folder or address.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path(),
+    count: Annotated[int, typer.Option(min=1, help="Images of each split.")] = 24,
+) -> None:
+    """Draw a contact sheet of every split (image, mask, overlay) and the class shares as bars."""
+    from raydelta.pictures import show_dataset
+
+    for path in show_dataset(data_set, out, count):
+        print(path)
 
 
 @train_app.command("expert")
@@ -143,6 +231,22 @@ def _fail(message: str, code: int) -> None:
 
         ray.shutdown()
     os._exit(code)  # a thread that waits for Ray must not hold the exit up
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Any]:
+    from raydelta.progress import Progress
+
+    progress = Progress(title)
+    yield progress.update
+    progress.finish("done")
+
+
+def _numbers(text: str, separator: str, count: int, option: str) -> Any:
+    parts = text.split(separator)
+    if len(parts) != count or not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"{option} {text}: expected {count} whole numbers with {separator!r} between them")
+    return tuple(map(int, parts))
 
 
 def _prepare(overrides: list[str], preset: str | None, file: Path | None, runs: Path) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from raydelta.data.shards import decode, list_ids, read_manifest, read_rows
 from raydelta.taxonomy import IGNORE, Taxonomy
 
 Pixels = NDArray[np.uint8]
@@ -147,3 +148,26 @@ def _save(picture: Image.Image, path: str | Path) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def show_dataset(uri: str, out: Path, count: int) -> list[Path]:
+    """A contact sheet of up to ``count`` images, evenly spaced, of every split, and one chart of the class shares."""
+    manifest = read_manifest(uri)
+    out.mkdir(parents=True, exist_ok=True)
+    paths, shares = [], {}
+    for name, split in manifest.splits.items():
+        samples = list_ids(uri, name)
+        chosen = [sample.id for sample in samples[:: max(1, len(samples) // count)][:count]]
+        table = read_rows(uri, name, ids=chosen)
+        size = (table["width"][0].as_py(), table["height"][0].as_py())
+        arrays = decode(table, size, with_labels=True, num_classes=len(manifest.taxonomy))
+        labelled = {sample.id for sample in samples if sample.labelled}
+        masks = [mask if key in labelled else None for key, mask in zip(arrays["id"], arrays["label"], strict=True)]
+        paths.append(out / f"{manifest.name}-{name}.png")
+        contact_sheet(list(arrays["image"].transpose(0, 2, 3, 1)), masks, manifest.taxonomy, paths[-1])
+        if split.labelled:
+            shares[name] = [pixels / max(1, sum(split.pixels)) for pixels in split.pixels]
+    if shares:
+        paths.append(out / f"{manifest.name}-classes.png")
+        class_bars(shares, manifest.taxonomy, paths[-1])
+    return paths

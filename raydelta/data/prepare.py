@@ -10,6 +10,7 @@ from typing import Literal
 from raydelta.config import Config, override
 from raydelta.data.importers import detect, import_dataset, simulate_dataset
 from raydelta.data.shards import MANIFEST, list_ids, read_manifest
+from raydelta.data.simulator import VERSION as SIMULATOR_VERSION
 from raydelta.data.simulator import Look
 from raydelta.errors import UserError
 from raydelta.progress import Progress
@@ -57,7 +58,7 @@ def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
     if name in BUILT_IN:
         images = data.synthetic_images if name == "simulated" else data.real_images
         counts = {"train": images, "test": data.test_images}
-        made_from = [name, counts, data.width, data.height]
+        made_from = [name, counts, data.width, data.height, SIMULATOR_VERSION]
         target = runs / "data" / f"{name}-{fingerprint(made_from)}"
         if not (target / MANIFEST).exists():
             progress = Progress(f"make {name}")
@@ -72,9 +73,10 @@ def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
             )
             progress.finish(_summary(manifest.splits))
         return target
-    if "://" in name or (Path(name) / MANIFEST).exists():
-        read_manifest(name)
+    if "://" in name:
         return name
+    if (Path(name) / MANIFEST).exists():
+        return Path(name).resolve()
     source = Path(name)
     if not source.is_dir():
         raise UserError(
@@ -87,7 +89,10 @@ def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
     target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind])}"
     if not (target / MANIFEST).exists():
         progress = Progress(f"import {source.name[:14]}")
-        manifest = import_dataset(kind, source, target, domain=domain, progress=progress.update)
+        unlabelled = domain == "real"  # a handful of photographs has labels
+        manifest = import_dataset(
+            kind, source, target, domain=domain, allow_unlabelled=unlabelled, progress=progress.update
+        )
         progress.finish(_summary(manifest.splits))
     return target
 
