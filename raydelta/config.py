@@ -68,7 +68,7 @@ class SegmenterConfig(Section):
 class ExpertConfig(Section):
     """Training of the expert on synthetic images."""
 
-    steps: Positive = 600
+    steps: Positive = 400
     batch: Positive = 16  # over all workers
     learning_rate: Rate = 2e-3
 
@@ -76,7 +76,7 @@ class ExpertConfig(Section):
 class GeneratorConfig(Section):
     """ResNet generator of Johnson et al. 2016, as in CycleGAN."""
 
-    width: Positive = 16
+    width: Positive = 12
     blocks: Annotated[int, Field(ge=0)] = 4
     identity_start: bool = True  # the untrained generator returns its input, not noise
 
@@ -91,8 +91,8 @@ class DiscriminatorConfig(Section):
 class TranslatorConfig(Section):
     """Training of the guided CycleGAN."""
 
-    steps: Positive = 200
-    batch: Positive = 2  # of each domain, over all workers
+    steps: Positive = 240
+    batch: Positive = 1  # of each domain, over all workers
     learning_rate: Rate = 4e-4
     discriminator_learning_rate: Rate = 2e-4
     decay: Share = 0.5  # share of the steps, at the end, over which the rates fall to zero
@@ -120,7 +120,7 @@ class CycleConfig(Section):
 class BaselineConfig(Section):
     """Training of the segmenters on the same labels that translation is compared with."""
 
-    steps: Positive = 150
+    steps: Positive = 120
     batch: Positive = 16
     learning_rate: Rate = 1e-3
 

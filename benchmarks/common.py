@@ -1,0 +1,39 @@
+"""What the benchmarks share: the machine in words, a table, a JSON file."""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raydelta.place import has_bf16_units
+
+
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """What a ratio depends on besides the code."""
+    device = device or torch.device("cpu")
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_units": has_bf16_units(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows in columns; floats with three digits, None as a dash."""
+    for row in [titles, *rows]:
+        cells = ["–" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
+        print("  ".join(f"{cell:<24}" if index == 0 else f"{cell:>12}" for index, cell in enumerate(cells)))
+
+
+def write_json(path: str | None, content: dict[str, Any]) -> None:
+    """Write the result where it was asked for."""
+    if path:
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")

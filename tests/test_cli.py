@@ -1,0 +1,119 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TINY_ARGUMENTS
+
+COMMAND = [sys.executable, "-m", "raydelta.cli"]
+
+
+def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=280)
+    assert result.returncode == expect, result.stdout + result.stderr
+    return result
+
+
+def interrupt_when(path_appears: str, folder: Path, *arguments: object, with_signal: int = signal.SIGINT) -> str:
+    """Start a command, send it a signal when a file that matches appears below the folder, and return its stderr."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not any(folder.glob(path_appears)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {path_appears} below {folder}"
+        time.sleep(0.05)
+    if with_signal == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, with_signal)  # as a terminal does: the whole group
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == (130 if with_signal == signal.SIGINT else -signal.SIGKILL), errors
+    return errors
+
+
+def test_help_is_a_table_of_contents_and_imports_no_torch() -> None:
+    text = run("--help").stdout
+    for command in ("data", "train", "evaluate", "tune"):
+        assert command in text
+    code = "import raydelta.cli, sys; assert not {'torch', 'ray', 'pyarrow'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune", "guidance.wieght=1"], "unknown field 'guidance.wieght'; allowed here: weight, start, scale, batch"),
+        (["tune", "laptop", "labels"], "one search space at a time"),
+        (["tune", "translator.batch=0"], "translator.batch = 0"),
+        (["tune", "--preset", "huge"], "preset 'huge' does not exist"),
+        (["train", "expert", "steps"], "'steps' is not of the form"),
+        (["evaluate", "nowhere"], "not a finished training"),
+        (["data", "check", "nowhere"], "not a data set"),
+        (["data", "import", "nowhere", "target"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_message_and_no_traceback(arguments: list[str], message: str, tmp_path: Path) -> None:
+    errors = run(*arguments, expect=1).stderr
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_simulate_check_show_and_a_damaged_shard(tmp_path: Path) -> None:
+    target = tmp_path / "set"
+    run("data", "simulate", target, "--train", 6, "--test", 2, "--width", 64, "--height", 32)
+    assert "no problem found" in run("data", "check", target).stdout
+    pictures = run("data", "show", target, "--out", tmp_path).stdout.split()
+    assert len(pictures) == 3
+    assert all(Path(picture).stat().st_size > 1000 for picture in pictures)
+    shard = next(target.glob("train-*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert shard.name in run("data", "check", target, expect=1).stdout
+
+
+def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+    arguments = ("data", "simulate", tmp_path / "set", "--train", 300, "--test", 0, "--width", 128, "--height", 64)
+    errors = interrupt_when("set.partial/train-*.parquet", tmp_path, *arguments)
+    assert "interrupted" in errors
+    assert not (tmp_path / "set").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set.partial").glob("train-*.parquet")}
+    run(*arguments)
+    for name, written in kept.items():
+        assert (tmp_path / "set" / name).stat().st_mtime_ns == written
+
+
+def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Path) -> None:
+    """The CPU end-to-end run: simulate → expert → kill → resume → translator → Ctrl-C → resume → evaluate."""
+    settings = ["--runs", tmp_path, *TINY_ARGUMENTS, "compute.workers=1"]
+    slow = [*settings, "expert.steps=200"]
+    interrupt_when(
+        "unfinished/*/train/checkpoint_*/meta.json", tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL
+    )
+    resumed = run("train", "expert", *slow)
+    first_step = int(next(line for line in resumed.stderr.splitlines() if "/200" in line).split()[1].split("/")[0])
+    assert first_step > 2, "it must go on from its checkpoint"
+    expert = Path(resumed.stdout.strip())
+    before = (expert / "stage.json").stat().st_mtime_ns
+
+    guided = [*slow, "translator.steps=150"]
+    errors = interrupt_when(
+        "unfinished/translator-*/train/checkpoint_*/meta.json", tmp_path, "train", "translator", *guided
+    )
+    assert "interrupted" in errors
+    translator = Path(run("train", "translator", *guided).stdout.strip())
+    assert (expert / "stage.json").stat().st_mtime_ns == before, "the expert is trained once"
+    table = run("evaluate", translator).stdout
+    assert "guided" in table
+    assert "4 + 2" in table
+    assert (translator / "table.json").exists()

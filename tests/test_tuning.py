@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raydelta.cluster import Cluster
+from raydelta.config import load_config
+from raydelta.errors import UserError
+from raydelta.evaluation import read_table
+from raydelta.tuning import SPACES, Space, load_space, run_tune, trial_resources
+from tests.tiny import TINY_ARGUMENTS
+
+TWO_TRIALS = {
+    "search": {"guidance.weight": {"grid": [0.3, 0.6]}, "cycle.real": {"uniform": [5, 10]}},
+    "trials": 1,
+    "table": {"seeds": [0, 1]},
+}
+
+
+def write_space(folder: Path, **changes: object) -> str:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(TWO_TRIALS | changes))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_space_loads_and_says_what_it_costs(path: Path) -> None:
+    space = load_space(path.stem)
+    load_config("gpu", overrides=space.config)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert header[0].startswith("# raydelta tune")
+    assert len(header) >= 3
+
+
+def test_the_default_space_searches_what_the_readme_says() -> None:
+    assert set(load_space("laptop").search) == {"guidance.weight", "labels.budget", "cycle.real", "cycle.synthetic"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sarch": {}}, "unknown field 'sarch'; allowed here: config, search"),
+        ({"search": {"guidance.wight": {"grid": [0.1]}}}, r"search\.guidance\.wight: unknown field 'guidance\.wight'"),
+        ({"search": {"guidance.weight": {"uniform": [0.5, 1.5]}}}, r"guidance\.weight = 1\.5"),
+        ({"search": {"expert.steps": {"grid": [1]}}}, r"search\.expert\.steps: trials share one expert"),
+        ({"search": {"guidance.weight": {"grid": [0.1], "choice": [0.2]}}}, "give exactly one of"),
+        ({"search": {"guidance.weight": {"uniform": [0.5, 0.5]}}}, "is empty"),
+        ({"algorithm": "optuna"}, "Optuna takes choice, not grid"),
+        ({"table": {"methods": ["magic"]}}, "magic"),
+    ],
+)
+def test_a_bad_space_names_the_file_and_the_key(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_space(write_space(tmp_path, **changes))
+    assert "space.yaml" in str(caught.value)
+
+
+def test_an_unknown_space_lists_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match="laptop"):
+        load_space("nonsense")
+
+
+def test_resources_say_what_is_missing() -> None:
+    cpus = Cluster(cpus=4, gpus=0, nodes=1, dashboard=None, logs=Path())
+    gpus = Cluster(cpus=16, gpus=2, nodes=1, dashboard=None, logs=Path())
+    space = Space(search={}, resources={"cpus": 2})  # type: ignore[arg-type]
+    assert trial_resources(space, cpus) == ({"CPU": 2, "GPU": 0.0}, 2)
+    assert trial_resources(space, gpus) == ({"CPU": 2, "GPU": 1.0}, 2)
+    packed = Space(search={}, resources={"gpus": 0.25})  # type: ignore[arg-type]
+    assert trial_resources(packed, gpus) == ({"CPU": 1, "GPU": 0.25}, 8)
+    with pytest.raises(UserError, match=r"0\.25 GPUs, but the cluster has 4 CPUs and 0 GPUs"):
+        trial_resources(packed, cpus)
+
+
+def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cycle\.real is searched"):
+        run_tune(write_space(tmp_path), ["cycle.real=3"], runs=tmp_path)
+
+
+def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
+    space = write_space(tmp_path)
+    outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    assert outcome.failed == []
+    assert outcome.best["guidance.weight"] in (0.3, 0.6)
+    rows = read_table(outcome.directory)
+    assert [row.model_dump() for row in rows] == [row.model_dump() for row in outcome.rows]
+    tested = [row for row in rows if row.split == "test"]
+    counts = {(row.method, row.seed): (row.labels_train, row.labels_val) for row in tested}
+    assert counts == {
+        ("synthetic only", 0): (0, 0),
+        ("unguided", 0): (0, 2),
+        ("unguided", 1): (0, 2),
+        ("guided", 0): (4, 2),
+        ("guided", 1): (4, 2),
+        **{
+            (method, seed): (18 if method == "oracle" else 4, 0)
+            for method in ("fine-tuned", "from scratch", "joint training", "oracle")
+            for seed in (0, 1)
+        },
+    }
+    trials = json.loads((outcome.directory / "trials.json").read_text())
+    assert {trial["overrides"]["guidance.weight"] for trial in trials} == {0.3, 0.6}
+    assert outcome.pictures is not None
+    assert (outcome.directory / "table.csv").exists()
+
+    stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")}
+    again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs", resume=True)
+    assert again.rows == outcome.rows
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
+
+
+def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
+    search = {"labels.budget": {"grid": [4, 500]}}
+    space = write_space(tmp_path, search=search, table={"methods": ["guided"]})
+    outcome = run_tune(space, TINY_ARGUMENTS[:5] + TINY_ARGUMENTS[6:], runs=tmp_path / "runs")
+    assert outcome.best == {"labels.budget": 4}
+    assert len(outcome.failed) == 1
+    assert "labels.budget = 500" in outcome.failed[0]
+
+
+def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path: Path) -> None:
+    from PIL import Image
+
+    photographs = tmp_path / "photographs"
+    for split in ("train", "test"):
+        (photographs / "images" / split).mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (64, 32), (index, 90, 90)).save(photographs / "images" / split / f"drive_{index}.png")
+    with pytest.raises(UserError, match="needs labelled photographs"):
+        run_tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"data.real={photographs}"], runs=tmp_path / "runs")

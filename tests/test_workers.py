@@ -1,0 +1,105 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from raydelta import checkpoint
+from raydelta.config import Config, load_config, override
+from raydelta.data.prepare import prepare_data
+from raydelta.errors import UserError
+from raydelta.methods import Job, make_job
+from raydelta.training import TrainingError
+from raydelta.workers import cause_of, choose_workers, evaluate_job, train_here, train_on_ray
+from tests.tiny import TINY
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    runs = tmp_path_factory.mktemp("data")
+    return prepare_data(load_config(overrides=TINY), runs)
+
+
+def expert(config: Config, runs: Path, **values: Any) -> Job:
+    return make_job("expert", override(config, values), runs)
+
+
+def test_two_workers_publish_a_stage_that_evaluates(config: Config, tmp_path: Path) -> None:
+    job = expert(config, tmp_path, **{"compute.workers": 2})
+    reports: list[dict[str, Any]] = []
+    train_on_ray(job, reports.append)
+    assert [report["step"] for report in reports] == [2, 4, 6]
+    assert job.done
+    assert not (tmp_path / "unfinished" / job.directory.name).exists()
+    rows = evaluate_job("synthetic only", job)
+    assert {row.split for row in rows} >= {"synthetic test", "test"}
+
+
+def test_sets_too_large_for_the_cache_stream(config: Config, tmp_path: Path) -> None:
+    base = override(config, {"data.cache_gib": 0.0, "compute.workers": 2})
+    job = make_job("expert", base, tmp_path)
+    train_on_ray(job)
+    translator = make_job("translator", base, tmp_path, job.directory)
+    train_on_ray(translator)
+    assert translator.done
+
+
+def test_killed_worker_goes_on_from_the_last_checkpoint(config: Config, tmp_path: Path) -> None:
+    base = override(config, {"expert.steps": 60, "compute.workers": 2})
+    job = make_job("expert", base, tmp_path)
+    steps: list[int] = []
+    killed: list[int] = []
+
+    def kill_once(report: dict[str, Any]) -> None:
+        steps.append(report["step"])
+        if report["step"] >= 6 and not killed:
+            workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+            killed.append(workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    train_on_ray(job, kill_once)
+    assert killed
+    assert steps[-1] == 60
+    assert steps.count(2) == 1, "it must not start from the beginning"
+    assert checkpoint.read_meta(job.directory / "checkpoint")["step"] == 60
+
+
+def test_bad_input_comes_through_ray_as_one_message(config: Config, tmp_path: Path) -> None:
+    base = override(config, {"labels.budget": 1000})
+    job = expert(config, tmp_path)
+    train_here(job)
+    with pytest.raises(UserError, match=r"labels\.budget = 1000"):
+        train_on_ray(make_job("translator", base, tmp_path, job.directory))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name(config: Config, tmp_path: Path) -> None:
+    job = expert(config, tmp_path, **{"expert.learning_rate": 1.0, "expert.steps": 6})
+    train_here(job)
+    base = override(config, {"translator.learning_rate": 1.0, "guidance.scale": 1e38, "translator.steps": 20})
+    with pytest.raises(TrainingError, match="rank 0"):
+        train_on_ray(make_job("translator", base, tmp_path, job.directory))
+
+
+def test_more_workers_than_the_cluster_has(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"compute\.workers = 4, but the cluster has 2 CPUs"):
+        train_on_ray(expert(config, tmp_path, **{"compute.workers": 4}))
+
+
+def test_workers_follow_the_cluster_and_the_batch(config: Config, tmp_path: Path) -> None:
+    assert choose_workers(expert(config, tmp_path)) == (2, False)
+    assert choose_workers(expert(config, tmp_path, **{"expert.batch": 3})) == (1, False)
+
+
+def test_cause_is_found_behind_rays_wrapping() -> None:
+    @ray.remote
+    def fail() -> None:
+        raise UserError("file.png: too small")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fail.remote())
+    assert str(cause_of(caught.value)) == "file.png: too small"
