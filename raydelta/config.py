@@ -154,14 +154,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name, batch in (
-            ("expert.batch", self.expert.batch),
-            ("translator.batch", self.translator.batch),
-            ("guidance.batch", self.guidance.batch),
-            ("baseline.batch", self.baseline.batch),
-        ):
-            if batch % (self.compute.workers or 1):
-                raise ValueError(f"{name} = {batch} must be a multiple of compute.workers = {self.compute.workers}")
         for name, pixels in (("data.width", self.data.width), ("data.height", self.data.height)):
             if pixels % 2**self.segmenter.depth:
                 raise ValueError(

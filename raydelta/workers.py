@@ -21,7 +21,7 @@ from raydelta.config import Config
 from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.prepare import unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
-from raydelta.data.streams import load_images, stream_rows
+from raydelta.data.streams import load_images, share_cpus, stream_rows
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou
 from raydelta.methods import Job, assemble, label_ids, load_model
@@ -93,6 +93,8 @@ def train_on_ray(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda 
     progress.unlink(missing_ok=True)
     held, streamed = _split_sets(open_large_sets(job))
     cpus = 0.5 if streamed and not gpu else 1  # workers that hold every CPU would starve Ray Data for ever
+    if streamed:
+        share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - cpus * workers)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "held": {name: ray.put(images) for name, images in held.items()}},
@@ -179,7 +181,7 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     If ``compute.workers`` does not say: every GPU of the cluster, or two CPU cores, as far as the batches divide.
 
     Raises:
-        UserError: the cluster will never have as many as are asked for.
+        UserError: the cluster will never have as many as are asked for, or they do not divide the batch.
     """
     import ray
 
@@ -189,6 +191,9 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     if asked is None:
         devices = gpus or min(2, cpus)
         return max(n for n in range(1, devices + 1) if not any(batch % n for batch in job.batches)), gpus > 0
+    if any(batch % asked for batch in job.batches):
+        batches = " and ".join(map(str, job.batches))
+        raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
     if asked > max(gpus, cpus):
         raise UserError(f"compute.workers = {asked}, but the cluster has {cpus} CPUs and {gpus} GPUs; ask for fewer")
     return asked, gpus >= asked

@@ -5,7 +5,7 @@ memory visits every image once an epoch in a seeded order, wraps where a batch i
 the very image where it stopped. A Ray Data stream resumes at the start of an epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raydelta.data.shards import decode, read_manifest, read_rows, shard_paths
+from raydelta.errors import UserError
 from raydelta.place import Place
 
 
@@ -111,7 +112,9 @@ class RayStream:
                 )
             )
             self.epoch += 1
-            batch = next(self._batches)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise UserError(f"a streamed set has fewer images than a worker's batch of {self.batch}")
         return batch["pixels"], batch.get("labels")
 
     def state(self) -> dict[str, Any]:
@@ -147,10 +150,24 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
 
     columns = ["id", "image", *(["label"] if labels else [])]
     manifest = read_manifest(uri)
+    task = {"num_cpus": 0.5}  # a small machine must fit one task of every set beside the training
 
     def decode_rows(table: Any) -> dict[str, np.ndarray]:
         arrays = decode(table, size, with_labels=labels, num_classes=len(manifest.taxonomy))
         return {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
 
-    rows = ray.data.read_parquet(shard_paths(uri, split), columns=columns, shuffle="files")
-    return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=64)
+    rows = ray.data.read_parquet(shard_paths(uri, split), shuffle="files", ray_remote_args=task)
+    rows = rows.select_columns(columns)
+    return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=64, **task)
+
+
+def share_cpus(sets: Collection[Any], cpus: float) -> None:
+    """Limit Ray Data sets that are read at the same time to an equal share of the CPUs.
+
+    A read task that waits for its consumer keeps its CPU: without limits one set can take them all, and a training that
+    waits for another set waits for ever.
+    """
+    from ray.data import ExecutionResources
+
+    for rows in sets:
+        rows.context.execution_options.resource_limits = ExecutionResources(cpu=max(0.5, cpus / len(sets)))
