@@ -16,6 +16,7 @@ TINY: dict[str, object] = {
     "generator.blocks": 1,
     "discriminator.width": 4,
     "translator.steps": 6,
+    "translator.batch": 2,
     "baseline.steps": 2,
     "baseline.batch": 4,
     "compute.report_every": 2,

@@ -1,0 +1,162 @@
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from raydelta.data.streams import Images
+from raydelta.evaluation import (
+    Row,
+    class_ious,
+    confusion_matrix,
+    format_table,
+    mean_iou,
+    read_table,
+    spread_of,
+    write_table,
+)
+from raydelta.place import Place
+from raydelta.taxonomy import IGNORE
+
+torch.set_num_threads(1)
+
+HERE = Place(torch.device("cpu"))
+
+
+def predict_red(images: Tensor) -> Tensor:
+    """Class = a tenth of the red level."""
+    classes = ((images[:, 0] + 1) * 127.5 / 10).round().long()
+    return torch.nn.functional.one_hot(classes, 4).permute(0, 3, 1, 2).float()
+
+
+def images_of(predicted: list, truth: list) -> Images:
+    red = 10 * np.array(predicted, dtype=np.uint8)
+    pixels = np.stack([red, red, red], axis=1)
+    return Images(tuple(map(str, range(len(red)))), pixels, np.array(truth, dtype=np.uint8))
+
+
+HAND = images_of(
+    [[[0, 1, 1], [3, 3, 0]], [[1, 1, 0], [0, 0, 0]]], [[[0, 1, 0], [3, IGNORE, 0]], [[1, 0, 0], [IGNORE] * 3]]
+)
+
+
+def test_confusion_by_hand_rows_are_truth() -> None:
+    confusion = confusion_matrix(predict_red, HAND, 4, HERE)
+    assert confusion.dtype == np.int64
+    assert confusion.tolist() == [[3, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_ious_by_hand_with_an_absent_class() -> None:
+    ious = class_ious(confusion_matrix(predict_red, HAND, 4, HERE))
+    assert ious == [pytest.approx(60.0), pytest.approx(50.0), None, pytest.approx(100.0)]
+    assert mean_iou(ious) == pytest.approx(70.0)
+
+
+def test_a_class_that_is_only_predicted_counts_as_zero() -> None:
+    assert class_ious(np.array([[2, 1], [0, 0]])) == [pytest.approx(200 / 3), 0.0]
+
+
+def test_nothing_at_all_has_no_mean() -> None:
+    ious = class_ious(np.zeros((3, 3), dtype=np.int64))
+    assert ious == [None] * 3
+    assert math.isnan(mean_iou(ious))
+
+
+def test_what_is_predicted_on_ignored_pixels_does_not_matter() -> None:
+    truth = [[[0, IGNORE, 1], [IGNORE, 1, 0]]]
+    results = [
+        confusion_matrix(predict_red, images_of([[[0, any_class, 1], [any_class, 0, 0]]], truth), 4, HERE).tolist()
+        for any_class in range(4)
+    ]
+    assert all(result == results[0] for result in results)
+    assert sum(map(sum, results[0])) == 4
+
+
+def test_the_batch_size_does_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.choice([0, 1, 2, 3, IGNORE], (7, 4, 6))
+    images = images_of(rng.integers(0, 4, (7, 4, 6)), truth)
+    results = [confusion_matrix(predict_red, images, 4, HERE, batch=batch) for batch in (1, 3, 7, 16)]
+    assert all((result == results[0]).all() for result in results)
+    assert results[0].sum() == (truth != IGNORE).sum()
+
+
+def test_ranks_share_the_images_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Place, "total", lambda self, value: value)
+    images = images_of([[[index % 4]] for index in range(7)], [[[0]]] * 7)
+    parts = [confusion_matrix(predict_red, images, 4, Place(torch.device("cpu"), rank, 3)) for rank in range(3)]
+    assert (sum(parts) == confusion_matrix(predict_red, images, 4, HERE)).all()
+
+
+def row(method: str = "guided", seed: int = 0, miou: float = 30.0, road: float | None = 50.0, **fields: object) -> Row:
+    values = {"labels_train": 14, "labels_val": 8, "real": "street", "split": "test", "images": 20} | fields
+    return Row(method=method, seed=seed, miou=miou, per_class={"road": road, "sky, blue": None}, **values)
+
+
+def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    rows = [row(), row("unguided", labels_train=0, miou=12.345678901, road=None)]
+    write_table(tmp_path, rows)
+    assert read_table(tmp_path) == rows
+    assert list(json.loads((tmp_path / "table.json").read_text())) == ["rows"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.json"]
+
+
+def test_the_csv_has_one_column_per_class(tmp_path: Path) -> None:
+    write_table(tmp_path, [row(), row("unguided", road=None)])
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    expected = ["method", "labels_train", "labels_val", "seed", "real", "split", "miou", "images", "road", "sky, blue"]
+    assert list(lines[0]) == expected
+    assert lines[0]["method"] == "guided"
+    assert float(lines[0]["miou"]) == 30
+    assert float(lines[0]["road"]) == 50
+    assert lines[0]["sky, blue"] == lines[1]["road"] == ""
+
+
+def test_an_empty_table_is_a_table(tmp_path: Path) -> None:
+    write_table(tmp_path, [])
+    assert read_table(tmp_path) == []
+
+
+def show(rows: list[Row], with_classes: bool = True) -> list[list[str]]:
+    console = Console(file=io.StringIO(), width=200, no_color=True)
+    console.print(format_table(rows, with_classes))
+    lines = console.file.getvalue().replace("┃", "│").splitlines()
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│" in line]
+
+
+def test_seeds_are_gathered_into_mean_and_deviation() -> None:
+    mious = [30.0, 32.0, 37.0]
+    rows = [row(seed=seed, miou=miou, road=10.0 * seed) for seed, miou in enumerate(mious)] + [row("unguided")]
+    *_, guided, unguided = show(rows)
+    assert guided == ["guided", "test", "14 + 8", "3", f"33.0 ± {stdev(mious):.1f}", "10", "–"]
+    assert unguided == ["unguided", "test", "14 + 8", "1", "30.0", "50", "–"]
+
+
+def test_methods_splits_and_budgets_stay_apart() -> None:
+    rows = [
+        row(),
+        row(split="test night"),
+        row(labels_train=37),
+        row(labels_val=0),
+        row("expert", labels_train=0, labels_val=0),
+    ]
+    lines = show(rows)[-5:]
+    assert [line[3] for line in lines] == ["1"] * 5
+    assert [line[2] for line in lines] == ["14 + 8", "14 + 8", "37 + 8", "14 + 0", "0"]
+
+
+def test_the_table_can_leave_the_classes_out() -> None:
+    assert all("road" not in line for line in show([row()], with_classes=False))
+    assert any("road" in line for line in show([row()]))
+
+
+def test_spread() -> None:
+    assert spread_of([31.24]) == "31.2"
+    assert spread_of([1.0, 3.0]) == "2.0 ± 1.4"

@@ -1,0 +1,385 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from raydelta import checkpoint
+from raydelta.config import Config, load_config, override
+from raydelta.data.shards import FOOTER, SCHEMA, Manifest, Shard, Split
+from raydelta.data.simulator import Look, simulate
+from raydelta.data.streams import Images, MemoryStream
+from raydelta.data.writing import encode_jpeg, encode_label
+from raydelta.errors import UserError
+from raydelta.labels import choose_labels
+from raydelta.methods import Job, Kind, Parts, assemble, label_ids, load_labelled, load_model, make_job, read_job
+from raydelta.place import Place
+from raydelta.stages import read_stage
+from raydelta.taxonomy import CAMVID11
+from raydelta.workers import open_large_sets, train_here, working_directory
+from tests.tiny import TINY
+
+torch.set_num_threads(1)
+
+HERE = Place(torch.device("cpu"))
+WIDTH, HEIGHT, SYNTHETIC, REAL = 64, 32, 22, 20
+STEPS = {"expert.steps": 2, "translator.steps": 3, "baseline.steps": 2, "compute.precision": "fp32"}
+REAL_NAMES = [(f"real-{index:02d}", f"drive {index % 4}") for index in range(REAL)]
+
+Labelling = Callable[[str, np.ndarray], bytes | None]
+Trained = tuple[Job, list[dict[str, Any]]]
+
+
+def every_label(name: str, mask: np.ndarray) -> bytes | None:
+    return encode_label(mask)
+
+
+def no_label(name: str, mask: np.ndarray) -> bytes | None:
+    return None
+
+
+def write_set(target: Path, look: Look, names: list[tuple[str, str]], label: Labelling = every_label) -> str:
+    """A data set with one training shard, written without Ray; its manifest promises a test shard that is not there."""
+    target.mkdir()
+    rows = []
+    for index, (name, sequence) in enumerate(names):
+        image, mask = simulate(index, look=look, width=WIDTH, height=HEIGHT)
+        row = {
+            "id": name,
+            "sequence": sequence,
+            "image": encode_jpeg(Image.fromarray(image)),
+            "label": label(name, mask),
+        }
+        rows.append(row | {"height": HEIGHT, "width": WIDTH})
+    unlabelled = [row["id"] for row in rows if row["label"] is None]
+    footer = {"inputs": "", "pixels": [0] * len(CAMVID11), "void": 0, "unlabelled": unlabelled, "skipped": []}
+    with pq.ParquetWriter(target / "train-00000.parquet", SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        writer.add_key_value_metadata({FOOTER: json.dumps(footer)})
+    splits = {}
+    for split in ("train", "test"):
+        checksum = f"{look} {split} {len(unlabelled)}"
+        labelled = len(rows) - len(unlabelled)
+        shard = Shard(file=f"{split}-00000.parquet", rows=len(rows), labelled=labelled, bytes=1, sha256=checksum)
+        splits[split] = Split(shards=[shard], pixels=[0] * len(CAMVID11), void=0)
+    manifest = Manifest(
+        name=target.name,
+        domain="synthetic" if look == "synthetic" else "real",
+        taxonomy=CAMVID11,
+        splits=splits,
+        source="test",
+        options={},
+    )
+    (target / "manifest.json").write_text(manifest.model_dump_json())
+    return str(target)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Config:
+    """Both sets lack their test shard, and labels that the budget does not buy cannot be decoded."""
+    plain = load_config(overrides=TINY | STEPS)
+    bought = {name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed) for name in names}
+
+    def only_bought(name: str, mask: np.ndarray) -> bytes | None:
+        return encode_label(mask) if name in bought else b"reading this label is a fault"
+
+    synthetic = write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(SYNTHETIC)])
+    return override(
+        plain,
+        {"data.synthetic": synthetic, "data.real": write_set(folder / "street", "street", REAL_NAMES, only_bought)},
+    )
+
+
+@pytest.fixture(scope="module")
+def all_labelled(folder: Path, config: Config) -> Config:
+    return override(config, {"data.real": write_set(folder / "street all", "street", REAL_NAMES)})
+
+
+@pytest.fixture(scope="module")
+def unlabelled(folder: Path, config: Config) -> Config:
+    return override(config, {"data.real": write_set(folder / "street none", "street", REAL_NAMES, no_label)})
+
+
+def train_job(job: Job) -> Trained:
+    reports: list[dict[str, Any]] = []
+    train_here(job, reports.append)
+    return job, reports
+
+
+@pytest.fixture(scope="module")
+def expert(config: Config, folder: Path) -> Trained:
+    return train_job(make_job("expert", config, folder / "runs"))
+
+
+def put_together(kind: Kind, config: Config, expert: Job, place: Place = HERE) -> Parts:
+    job = make_job(kind, config, expert.directory.parent, expert.directory)
+    return assemble(job, open_large_sets(job), place)
+
+
+def name_of(kind: Kind, config: Config, **values: Any) -> str:
+    changed = override(config, {key.replace("__", "."): value for key, value in values.items()})
+    return make_job(kind, changed, Path("runs"), None if kind == "expert" else Path("runs/expert-1")).directory.name
+
+
+def test_a_directory_is_named_by_kind_and_inputs(config: Config) -> None:
+    assert name_of("expert", config).startswith("expert-")
+    assert name_of("fine-tuned", config).startswith("fine-tuned-")
+    assert name_of("joint training", config).startswith("joint-training-")
+    assert name_of("translator", config) == name_of("translator", config)
+
+
+@pytest.mark.parametrize("kind", ["expert", "translator", "fine-tuned", "from scratch", "joint training", "oracle"])
+def test_how_a_training_runs_does_not_name_it_but_its_precision_does(config: Config, kind: Kind) -> None:
+    name = name_of(kind, config)
+    even = {f"{section}__batch": 4 for section in ("expert", "translator", "guidance", "baseline")}
+    assert name_of(kind, config, compute__report_every=7, compute__checkpoint_every=7, compute__compile=True) == name
+    assert name_of(kind, config, compute__workers=2, **even) == name_of(kind, config, **even)
+    assert name_of(kind, config, compute__precision="bf16") != name
+    assert name_of(kind, config, seed=1) != name
+    assert name_of(kind, config, data__width=96) != name
+
+
+def test_an_expert_depends_on_its_own_settings_only(config: Config, unlabelled: Config) -> None:
+    name = name_of("expert", config)
+    assert name_of("expert", config, expert__steps=9) != name
+    assert name_of("expert", config, segmenter__depth=4, segmenter__decoder_channels=[8] * 4) != name
+    for change in (
+        {"guidance__weight": 0.1},
+        {"guidance__start": 0.5},
+        {"labels__budget": 1},
+        {"cycle__real": 1},
+        {"translator__steps": 9},
+        {"generator__width": 8},
+        {"baseline__steps": 9},
+    ):
+        assert name_of("expert", config, **change) == name
+    assert name_of("expert", unlabelled) == name
+
+
+def test_a_guided_translator_depends_on_the_budget_and_an_unguided_one_does_not(config: Config) -> None:
+    guided = {name_of("translator", config, guidance__weight=0.5, labels__budget=budget) for budget in (2, 4)}
+    unguided = {name_of("translator", config, guidance__weight=0, labels__budget=budget) for budget in (0, 2, 4)}
+    assert (len(guided), len(unguided)) == (2, 1)
+    assert not guided & unguided
+    assert name_of("translator", config, guidance__weight=0, guidance__scale=3, guidance__start=0.5) in unguided
+    assert name_of("translator", config, guidance__weight=0, labels__validation=3) not in unguided
+    assert name_of("translator", config, guidance__weight=0, cycle__real=3) not in unguided
+
+
+def test_an_oracle_does_not_depend_on_the_budget_and_a_baseline_does(config: Config) -> None:
+    assert name_of("oracle", config, labels__budget=2) == name_of("oracle", config, labels__budget=4)
+    assert name_of("joint training", config, labels__budget=2) != name_of("joint training", config, labels__budget=4)
+    assert name_of("fine-tuned", config, guidance__weight=0.1) == name_of("fine-tuned", config)
+
+
+def test_other_data_or_another_expert_make_another_job(config: Config, unlabelled: Config) -> None:
+    assert name_of("translator", unlabelled) != name_of("translator", config)
+    jobs = [make_job("translator", config, Path("runs"), Path("runs") / name) for name in ("expert-1", "expert-2")]
+    assert jobs[0].directory != jobs[1].directory
+
+
+def test_the_expert_becomes_a_stage(config: Config, expert: Trained) -> None:
+    job, reports = expert
+    assert job.done
+    stage = read_stage(job.directory)
+    assert stage["kind"] == "expert"
+    assert stage["metrics"]["step"] == stage["metrics"]["steps"] == 2
+    assert 0 <= stage["metrics"]["miou"] <= 100
+    assert (stage["labels_train"], stage["labels_val"], stage["expert"]) == ([], [], None)
+    assert [report["step"] for report in reports] == [2]
+    assert not working_directory(job).exists()
+    assert checkpoint.read_config(job.directory / "checkpoint") == config
+    assert read_job(job.directory) == job
+    model = load_model(job, HERE)
+    assert model.translate is None
+    assert model.predict(torch.zeros(2, 3, HEIGHT, WIDTH)).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["translator", "fine-tuned", "from scratch", "joint training"])
+def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -> None:
+    """Without a test shard, and where other labels than the bought ones are unreadable: neither is looked at."""
+    job, reports = train_job(make_job(kind, config, expert[0].directory.parent, expert[0].directory))
+    assert job.done
+    stage = read_stage(job.directory)
+    chosen = choose_labels(REAL_NAMES, config.labels, config.seed)
+    assert (stage["labels_train"], stage["labels_val"]) == chosen
+    assert (len(chosen[0]), len(chosen[1])) == (4, 2)
+    assert stage["expert"] == expert[0].directory.name
+    assert stage["metrics"]["step"] == reports[-1]["step"] == job.steps
+    assert 0 <= stage["metrics"]["miou"] <= 100
+    assert ("guidance" in stage["metrics"]) == (kind == "translator")
+    assert read_job(job.directory) == job
+    model = load_model(job, HERE)
+    images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    assert model.predict(images).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
+    assert (model.translate is not None) == (kind == "translator")
+    if model.translate is not None:
+        translated = model.translate(images)
+        assert translated.shape == images.shape
+        assert translated.abs().max() <= 1
+
+
+def test_an_unguided_translator_trains_on_photographs_without_labels(unlabelled: Config, expert: Trained) -> None:
+    plain = override(unlabelled, {"guidance.weight": 0})
+    job, _ = train_job(make_job("translator", plain, expert[0].directory.parent, expert[0].directory))
+    stage = read_stage(job.directory)
+    assert (stage["labels_train"], stage["labels_val"]) == ([], [])
+    assert "guidance" not in stage["metrics"]
+    assert "miou" not in stage["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("translator", "guidance.weight"), ("fine-tuned", "'fine-tuned'"), ("oracle", "'oracle'")]
+)
+def test_what_needs_labels_says_so_where_there_are_none(
+    unlabelled: Config, expert: Trained, kind: Kind, named: str
+) -> None:
+    with pytest.raises(UserError, match=f"{named}.*labelled photographs"):
+        put_together(kind, unlabelled, expert[0])
+
+
+def test_guidance_with_a_budget_of_nothing_says_so(config: Config, expert: Trained) -> None:
+    with pytest.raises(UserError, match=r"guidance\.weight.*labels\.budget = 0"):
+        put_together("translator", override(config, {"labels.budget": 0}), expert[0])
+
+
+def test_a_budget_beyond_the_labels_says_so(config: Config, expert: Trained) -> None:
+    with pytest.raises(UserError, match=r"labels\.budget = 19 .*20"):
+        put_together("translator", override(config, {"labels.budget": 19}), expert[0])
+
+
+def test_a_job_sees_the_labels_of_its_budget_and_no_others(config: Config, all_labelled: Config) -> None:
+    job = make_job("fine-tuned", config, Path("runs"), Path("runs/expert-1"))
+    train, validation = load_labelled(job)
+    assert (list(train.ids), list(validation.ids)) == label_ids(job)
+    assert (len(train), len(validation)) == (4, 2)
+    oracle = make_job("oracle", all_labelled, Path("runs"), Path("runs/expert-1"))
+    names, held_out = label_ids(oracle)
+    assert len(names) == REAL - 2
+    assert held_out == label_ids(job)[1]
+    assert load_labelled(make_job("expert", config, Path("runs"))) == (None, None)
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+def sizes(parts: Parts) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, stream in parts.streams.items():
+        assert isinstance(stream, MemoryStream)
+        found[name] = len(stream.images), stream.batch
+    return found
+
+
+def test_every_method_draws_from_its_own_streams(all_labelled: Config, expert: Trained) -> None:
+    config = override(all_labelled, {"translator.batch": 3, "guidance.batch": 2})
+    expected = {
+        "expert": {"synthetic": (SYNTHETIC - 2, 4)},
+        "translator": {"synthetic": (SYNTHETIC, 3), "real": (REAL, 3), "labelled": (4, 2)},
+        "fine-tuned": {"labelled": (4, 4)},
+        "from scratch": {"labelled": (4, 4)},
+        "joint training": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2)},
+        "oracle": {"synthetic": (SYNTHETIC, 2), "labelled": (REAL - 2, 2)},
+    }
+    assert {kind: sizes(put_together(kind, config, expert[0])) for kind in expected} == expected
+    unguided = put_together("translator", override(config, {"guidance.weight": 0}), expert[0])
+    assert set(sizes(unguided)) == {"synthetic", "real"}
+
+
+def test_photographs_come_without_labels_but_for_the_bought_ones(config: Config, expert: Trained) -> None:
+    parts = put_together("translator", config, expert[0])
+    batch = {name: parts.augment(name, *stream.next()) for name, stream in parts.streams.items()}
+    assert batch["real"][1] is None
+    assert batch["labelled"][1].dtype == torch.long
+    assert set(batch["labelled"][1].unique().tolist()) <= set(range(len(CAMVID11)))
+
+
+def test_baselines_start_from_the_expert_or_from_scratch(config: Config, expert: Trained) -> None:
+    start = put_together("fine-tuned", config, expert[0]).training.networks()["segmenter"]
+    joint = put_together("joint training", config, expert[0]).training.networks()["segmenter"]
+    scratch = put_together("from scratch", config, expert[0]).training.networks()["segmenter"]
+    weights = checkpoint.read_weights(expert[0].directory / "checkpoint", "segmenter")
+    assert all(torch.equal(value, weights[name]) for name, value in start.state_dict().items())
+    assert same_weights(start, joint)
+    assert not same_weights(start, scratch)
+
+
+def test_a_translator_gets_the_frozen_expert(config: Config, expert: Trained) -> None:
+    frozen = put_together("translator", config, expert[0]).training.expert
+    weights = checkpoint.read_weights(expert[0].directory / "checkpoint", "segmenter")
+    assert all(torch.equal(value, weights[name]) for name, value in frozen.state_dict().items())
+    assert not frozen.training
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+@pytest.mark.parametrize("kind", ["expert", "translator"])
+def test_every_rank_starts_with_the_same_weights_and_another_seed_with_others(
+    all_labelled: Config, expert: Trained, kind: Kind
+) -> None:
+    torch.manual_seed(1)
+    first = put_together(kind, all_labelled, expert[0]).training.networks()
+    torch.manual_seed(2)
+    second = put_together(kind, all_labelled, expert[0], Place(torch.device("cpu"), rank=1)).training.networks()
+    other = put_together(kind, override(all_labelled, {"seed": 1}), expert[0]).training.networks()
+    assert all(same_weights(first[name], second[name]) for name in first)
+    assert not any(same_weights(first[name], other[name]) for name in first)
+
+
+def test_the_expert_is_validated_on_synthetic_images_that_it_does_not_train_on(config: Config, expert: Trained) -> None:
+    job = make_job("expert", config, Path("runs"))
+    images = open_large_sets(job)["synthetic"]
+    assert isinstance(images, Images)
+    parts = assemble(job, {"synthetic": images}, HERE)
+    stream = parts.streams["synthetic"]
+    assert isinstance(stream, MemoryStream)
+    assert set(stream.images.ids) == set(images.ids[: SYNTHETIC - 2])
+    held_out = images.take(slice(SYNTHETIC - 2, None))
+    before = parts.validate()
+    held_out.labels[:] = 255
+    assert parts.validate() != before
+
+
+def test_an_interrupted_training_goes_on(config: Config, tmp_path: Path) -> None:
+    settings = override(config, {"expert.steps": 4, "compute.checkpoint_every": 2, "compute.report_every": 1})
+    whole, _ = train_job(make_job("expert", settings, tmp_path / "whole"))
+    job = make_job("expert", settings, tmp_path / "interrupted")
+
+    def interrupt(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_here(job, interrupt)
+    assert not job.done
+    assert working_directory(job).exists()
+    _, reports = train_job(job)
+    assert [report["step"] for report in reports] == [3, 4]
+    assert job.done
+    for name, value in checkpoint.read_weights(whole.directory / "checkpoint", "segmenter").items():
+        assert torch.equal(checkpoint.read_weights(job.directory / "checkpoint", "segmenter")[name], value), name
+
+
+def test_a_directory_that_is_no_training_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finished training"):
+        read_job(tmp_path)
+
+
+def test_a_translator_without_its_expert_is_named(config: Config, tmp_path: Path) -> None:
+    directory = tmp_path / "translator-1"
+    directory.mkdir()
+    (directory / "stage.json").write_text(json.dumps({"kind": "translator", "expert": "expert-7"}))
+    with pytest.raises(UserError, match="expert-7 is missing"):
+        read_job(directory)
