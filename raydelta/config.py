@@ -85,7 +85,7 @@ class DiscriminatorConfig(Section):
     """PatchGAN of Isola et al. 2017: three layers see patches of 70 pixels, two of 34."""
 
     width: Positive = 16
-    layers: Annotated[int, Field(ge=1, le=5)] = 2
+    layers: Annotated[int, Field(ge=1, le=3)] = 2
 
 
 class TranslatorConfig(Section):
@@ -121,7 +121,7 @@ class BaselineConfig(Section):
     """Training of the segmenters on the same labels that translation is compared with."""
 
     steps: Positive = 120
-    batch: Positive = 16
+    batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half of it synthetic in joint training
     learning_rate: Rate = 1e-3
 
 
@@ -226,7 +226,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of fields, found {type(tree).__name__}")
+    _check_keys(tree, path)
     return tree
+
+
+def _check_keys(tree: Mapping[Any, Any], path: str | Path) -> None:
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise UserError(f"{path}: {key!r} is no field name")
+        if isinstance(value, Mapping):
+            _check_keys(value, path)
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:

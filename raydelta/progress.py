@@ -27,7 +27,7 @@ class Progress:
         self._last = now
         # The pace since the first update: what happened before it (start-up, a resume) says nothing about the rest.
         since, before = self._first_done
-        pace = (done - before) / (now - since) if done > before else 0.0
+        pace = (done - before) / (now - since) if now > since else 0.0
         eta = f"ETA {clock((total - done) / pace)}" if pace > 0 and done < total else ""
         self._write(f"{self.title:<12} {done:g}/{total:g}  {note}  {eta}", end="")
 

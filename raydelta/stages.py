@@ -3,6 +3,7 @@
 What is built, and how, lives with each stage; here is only when one is complete and how it becomes so.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,7 +49,8 @@ def write_atomically(path: Path, text: str) -> None:
         beside.write_text(text)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

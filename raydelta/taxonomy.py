@@ -1,14 +1,18 @@
 """Class lists and palettes. Which pixel value of which foreign data set means what lives with its importer."""
 
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raydelta.errors import UserError
 
 IGNORE = 255
 """Label of pixels that belong to no class; never trained on, never counted."""
+
+
+Colour = Annotated[int, Field(ge=0, le=255)]
 
 
 class Taxonomy(BaseModel):
@@ -18,7 +22,7 @@ class Taxonomy(BaseModel):
 
     name: str
     classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[tuple[Colour, Colour, Colour], ...]
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -59,6 +63,8 @@ def get_taxonomy(name: str) -> Taxonomy:
         taxonomy = Taxonomy(**fields)
     except (yaml.YAMLError, ValidationError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"taxonomy file {path}: expected keys name, classes (a list) and palette: {error}") from error
+    if len(set(taxonomy.classes)) < len(taxonomy):
+        raise UserError(f"taxonomy file {path}: a class name occurs twice")
     if not 1 <= len(taxonomy) <= IGNORE or len(taxonomy.palette) != len(taxonomy):
         raise UserError(f"taxonomy file {path}: needs 1 to {IGNORE} classes and one palette colour for each")
     return taxonomy

@@ -90,6 +90,11 @@ def test_more_workers_than_the_cluster_has(config: Config, tmp_path: Path) -> No
         train_on_ray(expert(config, tmp_path, **{"compute.workers": 4}))
 
 
+def test_workers_that_do_not_divide_the_batch(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"compute\.workers = 2 does not divide the batch of the expert, 3 images"):
+        choose_workers(expert(config, tmp_path, **{"compute.workers": 2, "expert.batch": 3}))
+
+
 def test_workers_follow_the_cluster_and_the_batch(config: Config, tmp_path: Path) -> None:
     assert choose_workers(expert(config, tmp_path)) == (2, False)
     assert choose_workers(expert(config, tmp_path, **{"expert.batch": 3})) == (1, False)

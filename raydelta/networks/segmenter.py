@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import torch
 from torch import nn
 
 from raydelta.config import SegmenterConfig
@@ -31,12 +32,17 @@ def build_segmenter(config: SegmenterConfig, classes: int) -> nn.Module:
         warnings.warn(f"segmenter.architecture = {config.architecture!r} takes no {name}: not honoured", stacklevel=2)
         del options[name]
     try:
-        return model(config.encoder, encoder_weights=config.weights, in_channels=3, classes=classes, **options)
-    except (KeyError, ValueError, TypeError) as error:
+        network = model(config.encoder, encoder_weights=config.weights, in_channels=3, classes=classes, **options)
+        with torch.no_grad():
+            size = network.eval()(torch.zeros(1, 3, 64, 64)).shape[-2:]
+        if size != (64, 64):
+            raise ValueError(f"its logits are {tuple(size)} for an image of (64, 64)")
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"segmenter {config.architecture!r} with encoder {config.encoder!r}, depth {config.depth} and "
             f"decoder_channels {config.decoder_channels} cannot be built: {error}"
         ) from error
+    return network.train()
 
 
 def _is_architecture(model: Any) -> bool:
