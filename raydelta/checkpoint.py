@@ -55,7 +55,7 @@ def write_checkpoint(
             versions = {"raydelta": raydelta.__version__, "torch": torch.__version__}
             meta = {"format": FORMAT, "kind": kind, "step": step, "versions": versions}
             (beside / "meta.json").write_text(json.dumps(meta, indent=1))
-    except OSError as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each library has its own for a full disk
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{path}: the checkpoint could not be written, the last one stays valid: {error}") from error
     shutil.rmtree(path, ignore_errors=True)

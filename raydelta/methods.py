@@ -80,6 +80,8 @@ class Job(BaseModel):
         """Labelled training images; -1 for all."""
         if self.kind == "expert":
             return 0
+        if self.kind == "translator" and self.config.guidance.weight == 0:
+            return 0
         return -1 if self.kind in BASELINES and BASELINES[self.kind].all_labels else self.config.labels.budget
 
     @property

@@ -61,8 +61,14 @@ def replace_directory(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(source, beside)
-        shutil.rmtree(target, ignore_errors=True)
-        beside.replace(target)
+        if target.exists():
+            old = target.with_name(f".{target.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            beside.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            beside.rename(target)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{target}: cannot be written: {error}") from error

@@ -41,6 +41,9 @@ Report = Callable[[dict[str, Any], Path | None], None]
 """Called by every rank with the metrics since the last call and, at times, the directory of a new checkpoint."""
 
 
+REMEDY = "lower the learning rate, or set compute.precision=fp32"
+
+
 class TrainingError(RuntimeError):
     """The training cannot go on: a loss is not finite."""
 
@@ -153,6 +156,11 @@ def _save(
     streams: Mapping[str, Stream],
     place: Place,
 ) -> None:
+    for name, network in training.networks().items():  # a gradient can be infinite where no loss is
+        if not all(bool(torch.isfinite(weights).all()) for weights in network.state_dict().values()):
+            raise TrainingError(
+                f"the weights of {name} are not finite on rank {place.rank} after step {step}; {REMEDY}"
+            )
     rank_state = training.rank_state() | {"random": torch.get_rng_state()}
     if place.device.type == "cuda":
         rank_state["random_cuda"] = torch.cuda.get_rng_state(place.device)
@@ -203,8 +211,7 @@ class _Losses:
         for name, value in zip(self._sums, sums, strict=True):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"loss {name} is not finite on rank {self.rank} between steps {self.first} and {step}; "
-                    "lower the learning rate, or set compute.precision=fp32"
+                    f"loss {name} is not finite on rank {self.rank} between steps {self.first} and {step}; {REMEDY}"
                 )
         means = {name: value / self._counts[name] for name, value in zip(self._sums, sums, strict=True)}
         self._sums, self._counts = {}, {}

@@ -351,9 +351,7 @@ def count_labels(method: str, job: Job) -> tuple[int, int]:
     if job.kind == "expert":
         return 0, 0
     train, validation = label_ids(job)
-    if job.kind == "translator":
-        return (0 if job.config.guidance.weight == 0 else len(train)), len(validation)
-    return len(train), 0
+    return len(train), len(validation) if job.kind == "translator" else 0
 
 
 def draw_strips(guided: Job, unguided: Job | None, path: Path, gpus: float, count: int = 6) -> None:

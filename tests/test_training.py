@@ -197,7 +197,7 @@ class Root(nn.Module):
     """Its output is finite everywhere, its gradient is not."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(min=0).sqrt()
+        return x + (0 * x).sqrt()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:

@@ -98,24 +98,27 @@ class RayStream:
         self._batches: Iterator[dict[str, Tensor]] = iter(())
 
     def next(self) -> tuple[Tensor, Tensor | None]:
-        """The next batch of this rank, on its device; a short last batch of an epoch is dropped."""
+        """The next batch of this rank, on its device; a short one only where the set has no full one."""
         batch = next(self._batches, None)
         if batch is None:
-            self._batches = iter(
-                self.rows.iter_torch_batches(
-                    batch_size=self.batch,
-                    device=self.place.device,
-                    drop_last=True,
-                    prefetch_batches=4,
-                    local_shuffle_buffer_size=16 * self.batch,
-                    local_shuffle_seed=self.seed + self.epoch,
-                )
-            )
+            self._batches = self._read_epoch()
             self.epoch += 1
             batch = next(self._batches, None)
             if batch is None:
-                raise UserError(f"a streamed set has fewer images than a worker's batch of {self.batch}")
+                raise UserError("a streamed set has fewer images than there are workers")
         return batch["pixels"], batch.get("labels")
+
+    def _read_epoch(self) -> Iterator[dict[str, Tensor]]:
+        batches = self.rows.iter_torch_batches(
+            batch_size=self.batch,
+            device=self.place.device,
+            prefetch_batches=4,
+            local_shuffle_buffer_size=16 * self.batch,
+            local_shuffle_seed=self.seed + self.epoch,
+        )
+        for number, batch in enumerate(batches):
+            if number == 0 or len(batch["pixels"]) == self.batch:
+                yield batch
 
     def state(self) -> dict[str, Any]:
         """The epoch; the place within it is not exact in a parallel stream."""
