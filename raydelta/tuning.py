@@ -249,6 +249,7 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
 def _sweep_and_compare(
     space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool
 ) -> Outcome:
+    from raydelta.data.streams import is_streamed, share_cpus
     from raydelta.methods import BASELINES, Job, make_job
     from raydelta.workers import draw_strips, evaluate_on_ray, open_large_sets
 
@@ -256,6 +257,10 @@ def _sweep_and_compare(
     directory = runs / f"tune-{name}-{fingerprint([space.model_dump(), config.model_dump(mode='json')])}"
     large = open_large_sets(make_job("translator", config, runs, expert.directory))
     resources, concurrent = trial_resources(space, cluster)
+    streamed = [rows for rows in large.values() if is_streamed(rows)]
+    if streamed:  # trials that reserve every CPU would starve Ray Data for ever
+        resources["CPU"] = resources["CPU"] / 2
+        share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * concurrent)
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space)
 
     results = train.sweep(directory / "sweep", resume)

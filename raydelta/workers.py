@@ -21,7 +21,7 @@ from raydelta.config import Config
 from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.prepare import unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
-from raydelta.data.streams import load_images, share_cpus, stream_rows
+from raydelta.data.streams import is_streamed, load_images, share_cpus, stream_rows
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou
 from raydelta.methods import Job, assemble, label_ids, load_model
@@ -130,7 +130,7 @@ def tune_trial(job: Job, large: Mapping[str, Any]) -> None:
         train_on_ray(job, on_report=tune.report)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    streams = {name: value if not hasattr(value, "iterator") else value.iterator() for name, value in large.items()}
+    streams = {name: value.iterator() if is_streamed(value) else value for name, value in large.items()}
     last = tune.get_checkpoint()
     with tempfile.TemporaryDirectory() as folder:
         resume = Path(last.to_directory(folder)) if last else None
@@ -226,7 +226,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
 
 
 def _split_sets(large: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    streamed = {name: value for name, value in large.items() if hasattr(value, "iterator")}
+    streamed = {name: value for name, value in large.items() if is_streamed(value)}
     return {name: value for name, value in large.items() if name not in streamed}, streamed
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.tiny import TINY_ARGUMENTS
 
@@ -39,6 +41,36 @@ def interrupt_when(path_appears: str, folder: Path, *arguments: object, with_sig
     _, errors = process.communicate(timeout=100)
     assert process.returncode == (130 if with_signal == signal.SIGINT else -signal.SIGKILL), errors
     return errors
+
+
+def test_a_running_cluster_is_found_and_used(tmp_path: Path) -> None:
+    ray = Path(sys.executable).with_name("ray")
+    log = (tmp_path / "ray.log").open("w")
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    start = [ray, "start", "--head", "--block", "--num-cpus=3", "--port=0", f"--temp-dir={tmp_path / 'ray'}"]
+    start += ["--dashboard-port=0", "--disable-usage-stats"]
+    cluster = subprocess.Popen(start, stdout=log, stderr=log, start_new_session=True, env=environment)
+    try:
+        deadline = time.monotonic() + 90
+        while "runtime started" not in (tmp_path / "ray.log").read_text():
+            assert cluster.poll() is None, (tmp_path / "ray.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        address = re.search(r"--address='([^']+)'", (tmp_path / "ray.log").read_text())
+        assert address
+        os.environ["RAY_ADDRESS"] = address.group(1)
+        errors = run("train", "expert", "--runs", tmp_path / "runs", *TINY_ARGUMENTS).stderr
+        assert "1 node, 3 CPUs" in errors
+        assert str(tmp_path / "ray") in errors
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        os.killpg(cluster.pid, signal.SIGTERM)
+        cluster.wait(timeout=60)
+
+
+def test_a_cluster_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "127.0.0.1:1" in run("train", "expert", expect=1).stderr
 
 
 def test_help_is_a_table_of_contents_and_imports_no_torch() -> None:
@@ -117,3 +149,17 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     assert "guided" in table
     assert "4 + 2" in table
     assert (translator / "table.json").exists()
+
+
+def test_a_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    search = {"guidance.weight": {"grid": [0.2, 0.4, 0.6, 0.8]}}
+    space.write_text(yaml.safe_dump({"search": search, "trials": 1, "table": {"methods": ["guided"]}}))
+    arguments = ["tune", space, "--runs", tmp_path, *TINY_ARGUMENTS, "translator.steps=60"]
+    errors = interrupt_when("translator-*/stage.json", tmp_path, *arguments)
+    assert "interrupted" in errors
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/stage.json")}
+    result = run(*arguments, "--resume")
+    assert "guided" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(list(tmp_path.glob("translator-*/stage.json"))) == 4

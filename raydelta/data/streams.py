@@ -164,6 +164,11 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
     return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=64, **task)
 
 
+def is_streamed(images: Any) -> bool:
+    """Whether a large set is a Ray Data set and not Images in memory."""
+    return not isinstance(images, Images)
+
+
 def share_cpus(sets: Collection[Any], cpus: float) -> None:
     """Limit Ray Data sets that are read at the same time to an equal share of the CPUs.
 
