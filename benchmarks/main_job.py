@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import describe_machine, print_table, write_json
 
-COMMAND = [sys.executable, "-m", "raydelta.cli"]
+COMMAND = [str(Path(sys.executable).with_name("raydelta"))]
 
 
 def main() -> None:

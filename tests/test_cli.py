@@ -1,8 +1,10 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,9 +47,10 @@ def interrupt_when(path_appears: str, folder: Path, *arguments: object, with_sig
 
 def test_a_running_cluster_is_found_and_used(tmp_path: Path) -> None:
     ray = Path(sys.executable).with_name("ray")
+    session = Path(tempfile.mkdtemp(prefix="ray"))  # sockets below it: their paths must be short
     log = (tmp_path / "ray.log").open("w")
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    start = [ray, "start", "--head", "--block", "--num-cpus=3", "--port=0", f"--temp-dir={tmp_path / 'ray'}"]
+    start = [ray, "start", "--head", "--block", "--num-cpus=3", "--port=0", f"--temp-dir={session}"]
     start += ["--dashboard-port=0", "--disable-usage-stats"]
     cluster = subprocess.Popen(start, stdout=log, stderr=log, start_new_session=True, env=environment)
     try:
@@ -61,11 +64,12 @@ def test_a_running_cluster_is_found_and_used(tmp_path: Path) -> None:
         os.environ["RAY_ADDRESS"] = address.group(1)
         errors = run("train", "expert", "--runs", tmp_path / "runs", *TINY_ARGUMENTS).stderr
         assert "1 node, 3 CPUs" in errors
-        assert str(tmp_path / "ray") in errors
+        assert str(session) in errors
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         os.killpg(cluster.pid, signal.SIGTERM)
         cluster.wait(timeout=60)
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def test_a_cluster_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
