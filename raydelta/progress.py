@@ -17,6 +17,10 @@ class Progress:
         self._last = -LOG_EVERY
         self._first_done: tuple[float, float] | None = None
 
+    def __reduce__(self) -> tuple[type["Progress"], tuple[str]]:
+        """A copy that Ray Tune saves and restores starts its clock again."""
+        return Progress, (self.title,)
+
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show that ``done`` of ``total`` is behind, and a note."""
         now = time.monotonic()

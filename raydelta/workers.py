@@ -194,9 +194,10 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     if any(batch % asked for batch in job.batches):
         batches = " and ".join(map(str, job.batches))
         raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
-    if asked > max(gpus, cpus):
-        raise UserError(f"compute.workers = {asked}, but the cluster has {cpus} CPUs and {gpus} GPUs; ask for fewer")
-    return asked, gpus >= asked
+    limit, kind = (gpus, "GPUs") if gpus else (cpus, "CPUs")
+    if asked > limit:
+        raise UserError(f"compute.workers = {asked}, but the cluster has {limit} {kind}; ask for fewer")
+    return asked, gpus > 0
 
 
 def _train_worker(settings: dict[str, Any]) -> None:
@@ -280,10 +281,13 @@ def _run_beside(work: Callable[[], Any], poll: Callable[[], None]) -> None:
 
 def cause_of(error: BaseException) -> BaseException:
     """The user's or the training's own error behind what Ray wrapped around it, else the error itself."""
+    from ray.exceptions import RayTaskError
+
     seen = [error]
     while seen:
         current = seen.pop()
-        if isinstance(current, UserError | TrainingError):
+        # A RayTaskError is an instance of its cause's class too, but prints as a traceback.
+        if isinstance(current, UserError | TrainingError) and not isinstance(current, RayTaskError):
             return current
         inner = [current.__cause__, getattr(current, "cause", None)]
         inner += list(getattr(current, "worker_failures", {}).values())
@@ -291,10 +295,20 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def get_or_cause(reference: Any) -> Any:
+    """``ray.get``, but a task's own error comes out as it was raised."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from None
+
+
 def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress) -> list[Row]:
     """The rows of the table: every method's model on the test images, side by side on the cluster.
 
-    This is the only place where test labels are read.
+    Test labels are read here and in the pictures, after everything is trained and chosen.
     """
     import ray
 
@@ -304,7 +318,7 @@ def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
         for reference in ready:
-            done[pending.pop(reference)] = ray.get(reference)
+            done[pending.pop(reference)] = get_or_cause(reference)
         progress.update(len(done), len(jobs), "models")
     return [row for index in sorted(done) for row in done[index]]
 
@@ -358,13 +372,15 @@ def draw_strips(guided: Job, unguided: Job | None, path: Path, gpus: float, coun
     """real | translated | prediction | truth for a few test images, drawn on the cluster."""
     import ray
 
-    ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here).remote(guided, unguided, path, count))
+    get_or_cause(ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here).remote(guided, unguided, path, count))
 
 
 def draw_strips_here(guided: Job, unguided: Job | None, path: Path, count: int) -> None:
     """``draw_strips`` in this process."""
     place, data = find_place(guided.config), guided.config.data
     manifest = read_manifest(data.real)
+    if "test" not in manifest.splits:
+        return
     names = [sample.id for sample in list_ids(data.real, "test")]
     chosen = names[:: max(1, len(names) // count)][:count]
     images = load_images(data.real, "test", (data.width, data.height), ids=chosen)

@@ -86,7 +86,10 @@ def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
     if kind is None:
         raise UserError(f"{source}: no layout that an importer knows; see raydelta data import --help")
     source = source.resolve()
-    target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind])}"
+    # Photographs that were labelled since the last import make another data set.
+    found = [(str(path.relative_to(source)), path.stat()) for path in sorted(source.rglob("*")) if path.is_file()]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind, domain, files])}"
     if not (target / MANIFEST).exists():
         progress = Progress(f"import {source.name[:14]}")
         unlabelled = domain == "real"  # a handful of photographs has labels
