@@ -64,7 +64,7 @@ def tune(
     _print_table(outcome.rows)
     settings = ", ".join(f"{key} {_short(value)}" for key, value in outcome.best.items())
     print(f"\nbest trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
-    print(f"train again  {outcome.command}")
+    print(f"train again  raydelta train translator --runs {runs} --config {outcome.config}")
     for failure in outcome.failed:
         print(f"failed       {failure}")
     print(f"table        {outcome.directory / 'table.json'}")
@@ -201,6 +201,7 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished t
     if not rows:
         raise UserError(f"{job.config.data.real}: has no labelled test split to evaluate on")
     write_table(run, rows)
+    print(f"photographs: {job.config.data.real}")
     _print_table(rows)
 
 
@@ -219,6 +220,8 @@ def main() -> None:
             _fail(f"error: {error.format_message()}", error.exit_code)
         if type(error).__name__ == "TrainingError":
             _fail(f"error: {error}", 1)
+        if type(error).__module__.split(".")[0] == "ray":
+            _fail(f"error: Ray: {str(error).strip().splitlines()[-1]}; more in Ray's logs (named above)", 1)
         raise
 
 

@@ -50,6 +50,8 @@ def ensure_ray() -> Cluster:
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
         address = os.environ.get("RAY_ADDRESS") or _running_here()
+        if address and address.startswith("ray://"):
+            raise UserError(f"RAY_ADDRESS = {address}: no Ray client addresses; run on a node of the cluster itself")
         try:
             if address:
                 context = ray.init(address, **quiet)

@@ -1,4 +1,4 @@
-"""The expert's step: plain supervised training of a segmenter. The baselines in student.py train by it too."""
+"""The expert's step: plain supervised training of a segmenter. The baselines train by it too."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

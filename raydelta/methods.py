@@ -22,7 +22,7 @@ from raydelta.errors import UserError
 from raydelta.evaluation import class_ious, confusion_matrix, mean_iou
 from raydelta.expert import SegmenterTraining, build_predictor, freeze
 from raydelta.labels import choose_labels
-from raydelta.networks import build_segmenter
+from raydelta.networks import Generator, build_segmenter
 from raydelta.place import Place
 from raydelta.stages import fingerprint, read_stage
 from raydelta.training import Training, hash_seed
@@ -263,9 +263,15 @@ def load_model(job: Job, place: Place) -> Model:
         return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)
     assert job.expert is not None
     path = job.directory / "checkpoint"
-    training = TranslatorTraining(checkpoint.read_config(path), freeze(load_segmenter(job.expert, classes)), place)
-    training.r2s_ema.load_state_dict(checkpoint.read_weights(path, "r2s_ema"))
-    return Model(training.predictor(), training.translate)
+    expert = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
+    settings = checkpoint.read_config(path).generator
+    r2s = freeze(Generator(settings.width, settings.blocks, settings.identity_start)).to(place.device)
+    r2s.load_state_dict(checkpoint.read_weights(path, "r2s_ema"))
+
+    def translate(images: Tensor) -> Tensor:
+        return r2s(images.to(place.dtype)).clamp(-1, 1)
+
+    return Model(lambda images: expert(translate(images)).float(), translate)
 
 
 def _no_labels(config: Config) -> str:

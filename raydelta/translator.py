@@ -34,7 +34,7 @@ class TranslatorTraining:
             raise ValueError("guidance needs an expert")
         self.expert = (
             None if expert is None else expert.to(place.device, place.dtype)
-        )  # frozen: bf16 weights lose nothing
+        )  # frozen, so in the type it computes in
 
         g, d = config.generator, config.discriminator
         self.r2s, self.s2r = (Generator(g.width, g.blocks, g.identity_start).to(place.device) for _ in range(2))

@@ -7,6 +7,7 @@ stage, so a sweep that is run again repeats nothing. Selection looks at validati
 
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from raydelta.config import (
     override,
     parse_override,
     read_yaml,
+    save_config,
     validated,
 )
 from raydelta.data.prepare import prepare_data
@@ -34,8 +36,11 @@ from raydelta.progress import Progress
 from raydelta.stages import fingerprint, read_stage, write_atomically
 
 SPACES = Path(__file__).parent / "tune_spaces"
-SEARCHABLE = ("seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
-"""Sections that a trial may vary: what decides the translator, but not the expert that all trials share."""
+SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
+"""Sections that a trial may vary: what decides the translator, but not the expert that all trials share.
+
+Not the seed either: it decides which labels validate, and trials on other validation images cannot be compared.
+"""
 
 Method = Literal["unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle"]
 
@@ -73,7 +78,7 @@ class Dimension(Section):
 
 
 class Resources(Section):
-    """What one trial takes."""
+    """What one trial takes. ``compute.workers`` is the expert's; a trial's are here."""
 
     workers: Positive = 1  # more than one: Ray Train inside the trial
     cpus: Positive = 1  # for each worker
@@ -107,8 +112,8 @@ class Space(Section):
         for key, dimension in self.search.items():
             if key.split(".")[0] not in SEARCHABLE:
                 raise ValueError(
-                    f"search.{key}: trials share one expert, so a space may search {', '.join(SEARCHABLE)}; "
-                    f"set {key} under config: instead"
+                    f"search.{key}: trials share one expert and one validation set, so a space may search "
+                    f"{', '.join(SEARCHABLE)}; set {key} under config: instead, seeds under table.seeds"
                 )
             if dimension.grid is not None and self.algorithm == "optuna":
                 raise ValueError(f"search.{key}: Optuna takes choice, not grid")
@@ -143,7 +148,7 @@ class Outcome:
     rows: list[Row]
     best: dict[str, Any]  # the searched fields of the best trial
     best_miou: float  # on its validation labels, percent
-    command: str  # trains the best setting again
+    config: Path  # the whole of the best trial's config
     failed: list[str]
     pictures: Path | None
 
@@ -180,6 +185,18 @@ def run_tune(
     config = load_config(preset, config_file, space.config | given)
     runs = runs.resolve()
     config = prepare_data(config, runs)
+    real = read_manifest(config.data.real)
+    if real.splits["train"].labelled == 0:
+        raise UserError(
+            f"{config.data.real}: a sweep needs labelled photographs, and the train split has none; label some, or run "
+            "raydelta train translator guidance.weight=0 for plain CycleGAN"
+        )
+    if config.labels.validation == 0:
+        raise UserError("labels.validation = 0: a sweep needs at least one, they choose the best trial")
+    if "test" not in real.splits:
+        warnings.warn(
+            f"{config.data.real} has no test split: the table will have no rows for photographs", stacklevel=2
+        )
     expert = train_expert(config, runs)
     return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
 
@@ -232,10 +249,10 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
     """
     wanted = space.resources
     gpus = wanted.gpus if wanted.gpus is not None else float(cluster.gpus > 0)
-    if gpus > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
+    if gpus * wanted.workers > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
         raise UserError(
-            f"resources: a trial needs {wanted.workers} × {wanted.cpus} CPUs and {gpus:g} GPUs, but the cluster has "
-            f"{cluster.cpus} CPUs and {cluster.gpus} GPUs; lower resources.* in the space, or start more nodes"
+            f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
+            f"but the cluster has {cluster.cpus} CPUs and {cluster.gpus} GPUs; lower resources.* in the space, or start more nodes"
         )
     fits = cluster.cpus // (wanted.workers * wanted.cpus)
     if gpus:
@@ -288,25 +305,27 @@ def _sweep_and_compare(
                 if method in BASELINES and labels == 0:
                     continue
                 jobs.append((method, make_job(kind, at, runs, expert.directory)))  # type: ignore[arg-type]
-    jobs = list({job.directory: (method, job) for method, job in jobs}.values())  # some do not depend on the budget
-    train.finish([job for _, job in jobs if not job.done])
+    # Some do not depend on the budget.
+    jobs = list({(method, job.directory): (method, job) for method, job in jobs}.values())
+    train.finish([job for _, job in jobs if job.kind != "expert"])
 
     progress = Progress("evaluation")
-    rows = evaluate_on_ray(jobs, resources.get("GPU", 0.0), progress)
+    gpus = resources.get("GPU", float(cluster.gpus > 0))
+    rows = evaluate_on_ray(jobs, gpus, progress)
     progress.finish(f"{len(rows)} rows")
     directory.mkdir(parents=True, exist_ok=True)
     write_table(directory, rows)
     by_method = dict(jobs)
     pictures = directory / "strips.png"
     if "guided" in by_method:
-        draw_strips(by_method["guided"], by_method.get("unguided"), pictures, resources.get("GPU", 0.0))
-    settings = best["overrides"]
+        draw_strips(by_method["guided"], by_method.get("unguided"), pictures, gpus)
+    save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     return Outcome(
         directory=directory,
         rows=rows,
-        best=settings,
+        best=best["overrides"],
         best_miou=best["miou"],
-        command="raydelta train translator " + " ".join(f"{key}={value}" for key, value in settings.items()),
+        config=directory / "best.yaml",
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
     )
@@ -328,6 +347,8 @@ class _Trainer:
         """Overrides, validation mIoU and error of every trial."""
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+        from ray.tune.search import ConcurrencyLimiter
+        from ray.tune.search.basic_variant import BasicVariantGenerator
 
         space, steps = self.space, self.config.translator.steps
         search = {key: dimension.sampler() for key, dimension in space.search.items()}
@@ -339,21 +360,21 @@ class _Trainer:
                 grace_period=max(1, int(space.grace * steps)),
                 reduction_factor=space.reduction,
             )
-        algorithm: Any = None
+        algorithm: Any = BasicVariantGenerator(max_concurrent=self.concurrent, random_state=self.config.seed)
         if space.algorithm == "optuna":
             import optuna
             from ray.tune.search.optuna import OptunaSearch
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            algorithm = OptunaSearch(seed=self.config.seed)
+            algorithm = ConcurrencyLimiter(OptunaSearch(seed=self.config.seed), max_concurrent=self.concurrent)
         tune_config = tune.TuneConfig(
             metric="miou",
             mode="max",
             num_samples=space.trials,
             scheduler=scheduler,
             search_alg=algorithm,
-            max_concurrent_trials=self.concurrent,
-            reuse_actors=True,
+            # An actor that is reused would let Ray Train go on for a trial that was stopped.
+            reuse_actors=space.resources.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
         grid = 1
@@ -376,12 +397,15 @@ class _Trainer:
         """Train jobs to their end, side by side."""
         from ray import tune
 
-        if not jobs:
-            return
         directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
+        if all(job.done for job in jobs):
+            shutil.rmtree(directory, ignore_errors=True)
+            return
         settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
         tune_config = tune.TuneConfig(
-            max_concurrent_trials=self.concurrent, reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id
+            max_concurrent_trials=self.concurrent,
+            reuse_actors=self.space.resources.workers == 1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         )
         steps = max(job.steps for job in jobs)
         results = self._fit(

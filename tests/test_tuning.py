@@ -105,7 +105,7 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     assert (outcome.directory / "table.csv").exists()
 
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")}
-    again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs", resume=True)
+    again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert again.rows == outcome.rows
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
 
@@ -127,5 +127,5 @@ def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path:
         (photographs / "images" / split).mkdir(parents=True)
         for index in range(6):
             Image.new("RGB", (64, 32), (index, 90, 90)).save(photographs / "images" / split / f"drive_{index}.png")
-    with pytest.raises(UserError, match="needs labelled photographs"):
+    with pytest.raises(UserError, match="a sweep needs labelled photographs"):
         run_tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"data.real={photographs}"], runs=tmp_path / "runs")
