@@ -252,7 +252,8 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
     if gpus * wanted.workers > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
         raise UserError(
             f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
-            f"but the cluster has {cluster.cpus} CPUs and {cluster.gpus} GPUs; lower resources.* in the space, or start more nodes"
+            f"but the cluster has {cluster.cpus} CPUs and {cluster.gpus} GPUs; "
+            "lower resources.* in the space, or start more nodes"
         )
     fits = cluster.cpus // (wanted.workers * wanted.cpus)
     if gpus:
