@@ -41,16 +41,16 @@ def test_two_workers_publish_a_stage_that_evaluates(config: Config, tmp_path: Pa
 
 
 def test_sets_too_large_for_the_cache_stream(config: Config, tmp_path: Path) -> None:
-    base = override(config, {"data.cache_gib": 0.0, "compute.workers": 2})
-    job = make_job("expert", base, tmp_path)
-    train_on_ray(job)
-    translator = make_job("translator", base, tmp_path, job.directory)
+    expert_job = expert(config, tmp_path)
+    train_here(expert_job)
+    base = override(config, {"data.cache_gib": 0.0, "compute.workers": 2, "translator.steps": 2})
+    translator = make_job("translator", base, tmp_path, expert_job.directory)
     train_on_ray(translator)
     assert translator.done
 
 
 def test_killed_worker_goes_on_from_the_last_checkpoint(config: Config, tmp_path: Path) -> None:
-    base = override(config, {"expert.steps": 60, "compute.workers": 2})
+    base = override(config, {"expert.steps": 40, "compute.workers": 2})
     job = make_job("expert", base, tmp_path)
     steps: list[int] = []
     killed: list[int] = []
@@ -64,9 +64,9 @@ def test_killed_worker_goes_on_from_the_last_checkpoint(config: Config, tmp_path
 
     train_on_ray(job, kill_once)
     assert killed
-    assert steps[-1] == 60
+    assert steps[-1] == 40
     assert steps.count(2) == 1, "it must not start from the beginning"
-    assert checkpoint.read_meta(job.directory / "checkpoint")["step"] == 60
+    assert checkpoint.read_meta(job.directory / "checkpoint")["step"] == 40
 
 
 def test_bad_input_comes_through_ray_as_one_message(config: Config, tmp_path: Path) -> None:
