@@ -52,6 +52,8 @@ def ensure_ray() -> Cluster:
         address = os.environ.get("RAY_ADDRESS") or _running_here()
         if address and address.startswith("ray://"):
             raise UserError(f"RAY_ADDRESS = {address}: no Ray client addresses; run on a node of the cluster itself")
+        if address and address != "auto" and not _listens(address):  # Ray itself would wait for minutes
+            raise UserError(f"RAY_ADDRESS = {address}: nothing answers there; unset it to run on this machine alone")
         try:
             if address:
                 context = ray.init(address, **quiet)
@@ -62,7 +64,7 @@ def ensure_ray() -> Cluster:
                     token.chmod(0o600)  # Ray writes it readable for all
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f"the Ray cluster at {address}" if address else "a private Ray on this machine"
-            raise UserError(f"cannot reach {where}: {error}; unset RAY_ADDRESS to run on this machine alone") from error
+            raise UserError(f"cannot use {where}: {error}") from error
         _dashboard[0] = getattr(context, "dashboard_url", None)
     resources = ray.cluster_resources()
     return Cluster(
@@ -85,11 +87,13 @@ def _running_here() -> str | None:
     from ray._private.utils import read_ray_address
 
     address = read_ray_address()
-    if not address:
-        return None
+    return address if address and _listens(address) else None
+
+
+def _listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return address
-    except OSError:
-        return None
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
