@@ -208,13 +208,9 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished t
 def main() -> None:
     """Run the command line; users' errors become one message and exit code 1, Ctrl-C becomes 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the code of its Exit, 130 for Ctrl-C
     except UserError as error:
         _fail(f"error: {error}", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted: finished stages are kept; the same command goes on from them (tune: with --resume)", 130)
-    except typer.Exit as stop:
-        raise SystemExit(stop.exit_code) from None
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _fail(f"error: {error.format_message()}", error.exit_code)
@@ -223,6 +219,9 @@ def main() -> None:
         if type(error).__module__.split(".")[0] == "ray":
             _fail(f"error: Ray: {str(error).strip().splitlines()[-1]}; more in Ray's logs (named above)", 1)
         raise
+    if code == 130:
+        _fail("interrupted: finished stages are kept; the same command goes on from them (tune: with --resume)", 130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
