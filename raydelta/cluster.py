@@ -23,6 +23,8 @@ SETTINGS = {
 }
 """Ray's own knobs; what the user has set stays."""
 
+TOKEN = Path("~/.ray/auth_token")
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -43,6 +45,8 @@ def ensure_ray() -> Cluster:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if TOKEN.expanduser().exists():  # Ray reads the mode when it is imported; a cluster that was started here has it on
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if not ray.is_initialized():
@@ -59,9 +63,8 @@ def ensure_ray() -> Cluster:
                 context = ray.init(address, **quiet)
             else:
                 context = ray.init("local", include_dashboard=True, **quiet)
-                token = Path("~/.ray/auth_token").expanduser()
-                if token.exists():
-                    token.chmod(0o600)  # Ray writes it readable for all
+                if TOKEN.expanduser().exists():
+                    TOKEN.expanduser().chmod(0o600)  # Ray writes it readable for all
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f"the Ray cluster at {address}" if address else "a private Ray on this machine"
             raise UserError(f"cannot use {where}: {error}") from error
