@@ -68,7 +68,7 @@ class SegmenterConfig(Section):
 class ExpertConfig(Section):
     """Training of the expert on synthetic images."""
 
-    steps: Positive = 400
+    steps: Positive = 300
     batch: Positive = 16  # over all workers
     learning_rate: Rate = 2e-3
 
@@ -91,7 +91,7 @@ class DiscriminatorConfig(Section):
 class TranslatorConfig(Section):
     """Training of the guided CycleGAN."""
 
-    steps: Positive = 240
+    steps: Positive = 160
     batch: Positive = 1  # of each domain, over all workers
     learning_rate: Rate = 4e-4
     discriminator_learning_rate: Rate = 2e-4
@@ -120,7 +120,7 @@ class CycleConfig(Section):
 class BaselineConfig(Section):
     """Training of the segmenters on the same labels that translation is compared with."""
 
-    steps: Positive = 120
+    steps: Positive = 80
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half of it synthetic in joint training
     learning_rate: Rate = 1e-3
 
