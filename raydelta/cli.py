@@ -95,40 +95,68 @@ def data_simulate(
 
 @data_app.command("import")
 def data_import(
-    source: Annotated[Path, typer.Argument(help="Folder in the layout of a known data set; only read.")],
-    target: Annotated[Path, typer.Argument(help="Folder to make.")],
-    kind: Annotated[str | None, typer.Option(help="folder or camvid; found out, if not given.")] = None,
-    domain: Annotated[Literal["real", "synthetic"], typer.Option(help="Which of the two it is.")] = "real",
-    taxonomy: Annotated[str, typer.Option(help="A built-in class list, or a YAML file with one.")] = "camvid11",
+    source: Annotated[str, typer.Argument(help="Folder or address (s3://…) in a known layout; only read.")],
+    target: Annotated[str, typer.Argument(help="Folder or address to make.")],
+    kind: Annotated[str | None, typer.Option(help="Which layout; found out, if not given.")] = None,
+    domain: Annotated[
+        Literal["real", "synthetic"] | None, typer.Option(help="Which of the two it is; the layout says, if not given.")
+    ] = None,
+    taxonomy: Annotated[
+        str | None, typer.Option(help="camvid11, cityscapes19, synthia16, synthia13 or a YAML file; else the layout's.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Resize to WxH.")] = None,
     crop: Annotated[str | None, typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in source pixels, before the resize.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this split of the source (repeat for more), or train=0.8,test=0.2: new, by sequence."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of a new split.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each split.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only image ids that match, as in '*/Omni_F/*'.")] = None,
+    images: Annotated[str | None, typer.Option(help="Where images lie: 'photos/{split}/{path}_rgb'.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Where labels lie: 'masks/{split}/{path}_ids'.")] = None,
+    ids: Annotated[str | None, typer.Option(help="What label values mean: a YAML file with value: name lines.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad samples out and list them.")] = False,
     allow_unlabelled: Annotated[bool, typer.Option("--allow-unlabelled", help="Images may lack a label.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Tasks at once; all CPUs, if not given.")] = None,
 ) -> None:
-    """Import a folder of images and masks as checked shards."""
+    """Import images and masks as checked shards.
+
+    Layouts: cityscapes, idd, synthia-rand, synthia-seqs, synthia-sf, gta5, camvid, carla (up to 0.9.13), carla-0.9.14,
+    and folder (images/SPLIT/… with labels/SPLIT/…, or what --images, --labels and --ids say).
+    """
     from raydelta.data.importers import detect, import_dataset
     from raydelta.data.shards import format_skipped
+    from raydelta.storage import without_secrets
 
-    found = kind or detect(source)
+    found = kind or ("folder" if images else detect(source))
     if found is None:
-        raise UserError(f"{source}: no layout that an importer knows; say which one with --kind")
-    with _progress(f"import {target.name}") as progress:
+        raise UserError(f"{without_secrets(source)}: no layout that an importer knows; name it with --kind or --images")
+    shares = _shares(split or [])
+    with _progress(f"import {found}") as progress:
         manifest = import_dataset(
             found,
             source,
             target,
             domain=domain,
             taxonomy=taxonomy,
+            images=images,
+            labels=labels,
+            ids=ids,
+            only=only,
             size=_numbers(size, "x", 2, "--size") if size else None,
             crop=_numbers(crop, ",", 4, "--crop") if crop else None,
-            splits=split,
+            splits=None if shares else split,
+            shares=shares,
+            seed=seed,
             limit=limit,
             skip_bad=skip_bad,
             allow_unlabelled=allow_unlabelled,
+            workers=workers,
             progress=progress,
         )
+    if manifest.options["dropped"]:
+        print(f"void, as {manifest.taxonomy.name} has no such class: {', '.join(manifest.options['dropped'])}")
     if manifest.skipped:
         print(format_skipped(manifest.skipped))
     print(target)
@@ -249,6 +277,17 @@ def _numbers(text: str, separator: str, count: int, option: str) -> Any:
     if len(parts) != count or not all(part.strip().isdigit() for part in parts):
         raise UserError(f"{option} {text}: expected {count} whole numbers with {separator!r} between them")
     return tuple(map(int, parts))
+
+
+def _shares(splits: list[str]) -> dict[str, float] | None:
+    """``train=0.8,test=0.2`` → shares; None where the texts are names of splits."""
+    parts = [part for text in splits for part in text.split(",")]
+    if not any("=" in part for part in parts):
+        return None
+    try:
+        return {name: float(share) for name, share in (part.split("=") for part in parts)}
+    except ValueError:
+        raise UserError(f"--split {','.join(parts)}: expected names, or NAME=SHARE with commas between them") from None
 
 
 def _prepare(overrides: list[str], preset: str | None, file: Path | None, runs: Path) -> Any:

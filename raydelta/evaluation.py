@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,7 +20,7 @@ from rich.table import Table
 from raydelta.data.streams import Images
 from raydelta.place import Place
 from raydelta.stages import write_atomically
-from raydelta.taxonomy import IGNORE
+from raydelta.taxonomy import BUILT_IN, IGNORE
 
 
 class Row(BaseModel):
@@ -34,6 +34,7 @@ class Row(BaseModel):
     split: str
     miou: float  # percent
     per_class: dict[str, float | None]  # percent; None: the class is absent
+    means: dict[str, float] = {}  # mIoU over the classes of a smaller built-in taxonomy: synthia16, synthia13
     images: int
 
 
@@ -75,16 +76,26 @@ def mean_iou(ious: Sequence[float | None]) -> float:
     return mean(present) if present else float("nan")
 
 
+def subset_means(per_class: Mapping[str, float | None]) -> dict[str, float]:
+    """mIoU over the classes of every built-in taxonomy that is a part of this one, in percent."""
+    return {
+        name: mean_iou([per_class[own] for own in smaller.classes])
+        for name, smaller in sorted(BUILT_IN.items(), reverse=True)
+        if set(smaller.classes) < per_class.keys()
+    }
+
+
 def write_table(directory: Path, rows: Sequence[Row]) -> None:
     """``table.json`` (key ``rows``) and ``table.csv`` with one column per class."""
     write_atomically(directory / "table.json", json.dumps({"rows": [row.model_dump() for row in rows]}, indent=1))
     classes = list(rows[0].per_class) if rows else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = [name for name in Row.model_fields if name != "per_class"]
-    writer.writerow([*fields, *classes])
+    fields = [name for name in Row.model_fields if name not in ("per_class", "means")]
+    means = list(rows[0].means) if rows else []
+    writer.writerow([*fields, *means, *classes])
     for row in rows:
-        ious = [row.per_class[name] for name in classes]
+        ious = [*(row.means[name] for name in means), *(row.per_class[name] for name in classes)]
         writer.writerow([getattr(row, name) for name in fields] + ["" if iou is None else f"{iou:.2f}" for iou in ious])
     write_atomically(directory / "table.csv", text.getvalue())
 
@@ -100,14 +111,19 @@ def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:
     for row in rows:
         groups[row.method, row.split, row.labels_train, row.labels_val].append(row)
     classes = list(rows[0].per_class) if rows and with_classes else []
+    means = list(rows[0].means) if rows else []
     table = Table(
-        "method", "split", "labels\n+ val", "seeds", "mIoU %", *classes, header_style="bold", padding=(0, 1, 0, 0)
+        *("method", "split", "labels\n+ val", "seeds", "mIoU %", *means, *classes),
+        header_style="bold",
+        padding=(0, 1, 0, 0),
     )
     for (method, split, train, validation), group in groups.items():
         per_class = [[row.per_class[name] for row in group] for name in classes]
         labels = f"{train} + {validation}" if train or validation else "0"
         spread = spread_of([row.miou for row in group])
-        table.add_row(method, split, labels, str(len(group)), f"[bold]{spread}[/]", *map(_class_cell, per_class))
+        smaller = [spread_of([row.means[name] for row in group]) for name in means]
+        cells = [*smaller, *map(_class_cell, per_class)]
+        table.add_row(method, split, labels, str(len(group)), f"[bold]{spread}[/]", *cells)
     return table
 
 

@@ -1,7 +1,12 @@
-"""Class lists and palettes. Which pixel value of which foreign data set means what lives with its importer."""
+"""Class lists and palettes, and the way from other data sets' class names to them.
 
+The built-in ones lie as YAML in ``taxonomies/``. Which pixel value of which data set means which name is in
+``data/tables/``; from there to a taxonomy it goes by name, so any data set can be imported with any taxonomy.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,28 +28,30 @@ class Taxonomy(BaseModel):
     name: str
     classes: tuple[str, ...]
     palette: tuple[tuple[Colour, Colour, Colour], ...]
+    also: dict[str, tuple[str, ...]] = {}  # class → names in other data sets that count as it
 
     def __len__(self) -> int:
         return len(self.classes)
 
+    def find(self, name: str) -> int:
+        """The id of the class that a name of any data set counts as, or ``IGNORE``."""
+        wanted = _plain(name)
+        for index, own in enumerate(self.classes):
+            if wanted in map(_plain, (own, *self.also.get(own, ()))):
+                return index
+        return IGNORE
 
-CAMVID11 = Taxonomy(
-    name="camvid11",
-    classes=(
-        "sky", "building", "pole", "road", "sidewalk", "vegetation",
-        "traffic sign", "fence", "car", "pedestrian", "bicyclist",
-    ),
-    palette=(
-        (70, 130, 180), (70, 70, 70), (153, 153, 153), (128, 64, 128), (244, 35, 232), (107, 142, 35),
-        (220, 220, 0), (190, 153, 153), (0, 0, 142), (220, 20, 60), (119, 11, 32),
-    ),
-)  # fmt: skip
 
-BUILT_IN = {taxonomy.name: taxonomy for taxonomy in (CAMVID11,)}
+def map_names(names: Mapping[int, str], taxonomy: Taxonomy) -> dict[int, int]:
+    """Values with their names → values with ids of the taxonomy, ``IGNORE`` where it has no such class."""
+    return {value: taxonomy.find(name) for value, name in names.items()}
 
 
 def get_taxonomy(name: str) -> Taxonomy:
-    """The built-in taxonomy of that name, or the one in a YAML/JSON file (keys: name, classes, palette).
+    """The built-in taxonomy of that name, or the one in a YAML/JSON file.
+
+    A file is a list of class names, or has the keys name, classes (a list, or names with their colours), palette (if
+    the classes bring no colours) and also.
 
     Raises:
         UserError: neither a built-in name nor a readable taxonomy file.
@@ -54,20 +61,37 @@ def get_taxonomy(name: str) -> Taxonomy:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"taxonomy {name!r} is neither built in ({', '.join(BUILT_IN)}) nor a file")
+    return _read(path)
+
+
+def _read(path: Path) -> Taxonomy:
     try:
-        fields = yaml.safe_load(path.read_text())
-        if isinstance(fields, list):
-            fields = {"name": path.stem, "classes": fields}
-        if "palette" not in fields:
-            fields["palette"] = [_colour(index) for index in range(len(fields["classes"]))]
-        taxonomy = Taxonomy(**fields)
+        taxonomy = Taxonomy(**_fields(yaml.safe_load(path.read_text()), path.stem))
     except (yaml.YAMLError, ValidationError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"taxonomy file {path}: expected keys name, classes (a list) and palette: {error}") from error
+        raise UserError(f"taxonomy file {path}: expected keys name, classes and palette: {error}") from error
     if len(set(taxonomy.classes)) < len(taxonomy):
         raise UserError(f"taxonomy file {path}: a class name occurs twice")
     if not 1 <= len(taxonomy) <= IGNORE or len(taxonomy.palette) != len(taxonomy):
         raise UserError(f"taxonomy file {path}: needs 1 to {IGNORE} classes and one palette colour for each")
+    unknown = sorted(taxonomy.also.keys() - set(taxonomy.classes))
+    if unknown:
+        raise UserError(f"taxonomy file {path}: also: {', '.join(unknown)} is not among the classes")
     return taxonomy
+
+
+def _fields(tree: Any, stem: str) -> dict[str, Any]:
+    if isinstance(tree, list):
+        tree = {"name": stem, "classes": tree}
+    if isinstance(tree["classes"], dict):
+        tree = tree | {"classes": list(tree["classes"]), "palette": list(tree["classes"].values())}
+    if "palette" not in tree:
+        tree = tree | {"palette": [_colour(index) for index in range(len(tree["classes"]))]}
+    return tree
+
+
+def _plain(name: str) -> str:
+    """``Traffic_Sign`` → ``traffic sign``."""
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _colour(index: int) -> tuple[int, int, int]:
@@ -80,3 +104,7 @@ def _colour(index: int) -> tuple[int, int, int]:
         blue |= ((rest >> 2) & 1) << (7 - bit)
         rest >>= 3
     return red, green, blue
+
+
+BUILT_IN = {path.stem: _read(path) for path in sorted((Path(__file__).parent / "taxonomies").glob("*.yaml"))}
+CAMVID11 = BUILT_IN["camvid11"]

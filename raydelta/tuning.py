@@ -28,7 +28,7 @@ from raydelta.config import (
     save_config,
     validated,
 )
-from raydelta.data.prepare import prepare_data
+from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, write_table
@@ -41,6 +41,10 @@ SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "
 
 Not the seed either: it decides which labels validate, and trials on other validation images cannot be compared.
 """
+
+DRIVER = {"node:__internal_head__": 0.001}
+"""What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
+the last worker from starting where workers need all CPUs."""
 
 Method = Literal["unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle"]
 
@@ -193,9 +197,10 @@ def run_tune(
         )
     if config.labels.validation == 0:
         raise UserError("labels.validation = 0: a sweep needs at least one, they choose the best trial")
-    if "test" not in real.splits:
+    if evaluation_split(real) is None:
         warnings.warn(
-            f"{config.data.real} has no test split: the table will have no rows for photographs", stacklevel=2
+            f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
+            stacklevel=2,
         )
     expert = train_expert(config, runs)
     return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
@@ -242,7 +247,7 @@ def note_of(metrics: dict[str, Any]) -> str:
 
 
 def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], int]:
-    """What a trial reserves, and how many may run at once.
+    """What a worker of a trial reserves, and how many trials may run at once.
 
     Raises:
         UserError: the cluster can never give that.
@@ -259,8 +264,6 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
     if gpus:
         fits = min(fits, int(cluster.gpus / (gpus * wanted.workers)))
     concurrent = max(1, min(fits, space.concurrent or fits))
-    if wanted.workers > 1:  # the trial only drives its workers, which reserve for themselves
-        return {"CPU": 0.01}, concurrent
     return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
 
 
@@ -276,9 +279,9 @@ def _sweep_and_compare(
     large = open_large_sets(make_job("translator", config, runs, expert.directory))
     resources, concurrent = trial_resources(space, cluster)
     streamed = [rows for rows in large.values() if is_streamed(rows)]
-    if streamed:  # trials that reserve every CPU would starve Ray Data for ever
+    if streamed:  # workers that reserve every CPU would starve Ray Data for ever
         resources["CPU"] = resources["CPU"] / 2
-        share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * concurrent)
+        share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space)
 
     results = train.sweep(directory / "sweep", resume)
@@ -423,9 +426,12 @@ class _Trainer:
         from ray import tune
         from ray.tune.logger import JsonLoggerCallback
 
+        fixed = {"base": self.config, "expert": self.expert, "runs": self.runs, "large": self.large}
+        # A trial of several workers only drives them, and they reserve for themselves.
+        reserved = self.resources if self.space.resources.workers == 1 else DRIVER
         trainable = tune.with_resources(
-            tune.with_parameters(_trial, base=self.config, expert=self.expert, runs=self.runs, large=self.large),
-            self.resources,
+            tune.with_parameters(_trial, **fixed, resources=self.resources),
+            reserved,
         )
         progress = Progress(title)
         if resume and tune.Tuner.can_restore(str(directory)):
@@ -450,7 +456,15 @@ class _Trainer:
         return results
 
 
-def _trial(settings: dict[str, Any], *, base: Config, expert: Path, runs: Path, large: dict[str, Any]) -> None:
+def _trial(
+    settings: dict[str, Any],
+    *,
+    base: Config,
+    expert: Path,
+    runs: Path,
+    large: dict[str, Any],
+    resources: dict[str, float],
+) -> None:
     """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
     from raydelta.methods import make_job
     from raydelta.workers import tune_trial
@@ -460,7 +474,7 @@ def _trial(settings: dict[str, Any], *, base: Config, expert: Path, runs: Path, 
     else:
         kind, config = settings["kind"], override(base, settings["overrides"])
     job = make_job(kind, config, runs, expert)
-    tune_trial(job, {name: large[name] for name in job.large_sets})
+    tune_trial(job, {name: large[name] for name in job.large_sets}, resources)
 
 
 def _show_progress(progress: Progress, trials: int, steps: int) -> Any:

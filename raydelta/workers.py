@@ -19,11 +19,11 @@ import torch
 
 from raydelta.config import Config
 from raydelta.data.augment import to_float, to_uint8
-from raydelta.data.prepare import unseen_sequences
+from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import is_streamed, load_images, share_cpus, stream_rows
 from raydelta.errors import UserError
-from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou
+from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou, subset_means
 from raydelta.methods import Job, assemble, label_ids, load_model
 from raydelta.pictures import colourise, strip
 from raydelta.place import Place, choose_dtype
@@ -73,8 +73,17 @@ def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda me
     shutil.rmtree(working, ignore_errors=True)
 
 
-def train_on_ray(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+def train_on_ray(
+    job: Job,
+    on_report: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    large: Mapping[str, Any] | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> None:
     """Train a job with Ray Train on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
+
+    Args:
+        large: the large sets, if they are open already.
+        resources: what each worker reserves; a CPU, and a GPU where there are some, if None.
 
     A killed worker is replaced, and the training goes on from the last checkpoint; a rerun after a killed driver too.
 
@@ -91,17 +100,16 @@ def train_on_ray(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda 
     working.mkdir(parents=True, exist_ok=True)
     progress = working / "progress.jsonl"
     progress.unlink(missing_ok=True)
-    held, streamed = _split_sets(open_large_sets(job))
-    cpus = 0.5 if streamed and not gpu else 1  # workers that hold every CPU would starve Ray Data for ever
-    if streamed:
-        share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - cpus * workers)
+    held, streamed = _split_sets(open_large_sets(job) if large is None else large)
+    # Workers that hold every CPU would starve Ray Data for ever.
+    resources = dict(resources or ({"CPU": 0.5 if streamed and not gpu else 1} | ({"GPU": 1} if gpu else {})))
+    if streamed and large is None:
+        share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - resources["CPU"] * workers)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "held": {name: ray.put(images) for name, images in held.items()}},
         datasets=streamed or None,
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {})
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="train",
             storage_path=str(working.resolve()),
@@ -115,8 +123,12 @@ def train_on_ray(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda 
     shutil.rmtree(working, ignore_errors=True)
 
 
-def tune_trial(job: Job, large: Mapping[str, Any]) -> None:
-    """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report."""
+def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float]) -> None:
+    """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report.
+
+    Args:
+        resources: what each of several workers reserves.
+    """
     from ray import tune
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -127,7 +139,7 @@ def tune_trial(job: Job, large: Mapping[str, Any]) -> None:
         tune.report(json.loads((job.directory / "stage.json").read_text())["metrics"])
         return
     if (job.config.compute.workers or 1) > 1:
-        train_on_ray(job, on_report=tune.report)
+        train_on_ray(job, tune.report, large, resources)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     streams = {name: value.iterator() if is_streamed(value) else value for name, value in large.items()}
@@ -226,7 +238,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
         run_loop(job, large, place, report, Path(last.to_directory(folder)) if last else None)
 
 
-def _split_sets(large: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_sets(large: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     streamed = {name: value for name, value in large.items() if is_streamed(value)}
     return {name: value for name, value in large.items() if name not in streamed}, streamed
 
@@ -332,16 +344,17 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     rows = []
     for domain, uri in [*domains, ("real", data.real)]:
         manifest = read_manifest(uri)
-        samples = [s for s in list_ids(uri, "test") if s.labelled] if "test" in manifest.splits else []
-        if not samples:
+        split = evaluation_split(manifest)
+        if split is None:
             continue
-        subsets = {"synthetic test" if domain == "synthetic" else "test": [sample.id for sample in samples]}
-        unseen = set(unseen_sequences(uri)) if domain == "real" else set()
+        samples = [sample for sample in list_ids(uri, split) if sample.labelled]
+        subsets = {f"synthetic {split}" if domain == "synthetic" else split: [sample.id for sample in samples]}
+        unseen = set(unseen_sequences(uri, split)) if domain == "real" else set()
         if unseen:
             names = ", ".join(sorted(unseen)) if len(unseen) <= 2 else "unseen sequences"
-            subsets[f"test {names}"] = [sample.id for sample in samples if sample.sequence in unseen]
-        for split, ids in subsets.items():
-            images = load_images(uri, "test", (data.width, data.height), ids=ids)
+            subsets[f"{split} {names}"] = [sample.id for sample in samples if sample.sequence in unseen]
+        for title, ids in subsets.items():
+            images = load_images(uri, split, (data.width, data.height), ids=ids)
             classes = manifest.taxonomy.classes
             ious = class_ious(confusion_matrix(model.predict, images, len(classes), place))
             train, validation = count_labels(method, job)
@@ -351,9 +364,10 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 labels_val=validation,
                 seed=job.config.seed,
                 real=read_manifest(data.real).name,
-                split=split,
+                split=title,
                 miou=mean_iou(ious),
                 per_class=dict(zip(classes, ious, strict=True)),
+                means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
             )
             rows.append(row)
@@ -379,11 +393,12 @@ def draw_strips_here(guided: Job, unguided: Job | None, path: Path, count: int) 
     """``draw_strips`` in this process."""
     place, data = find_place(guided.config), guided.config.data
     manifest = read_manifest(data.real)
-    if "test" not in manifest.splits:
+    split = evaluation_split(manifest)
+    if split is None:
         return
-    names = [sample.id for sample in list_ids(data.real, "test")]
+    names = [sample.id for sample in list_ids(data.real, split) if sample.labelled]
     chosen = names[:: max(1, len(names) // count)][:count]
-    images = load_images(data.real, "test", (data.width, data.height), ids=chosen)
+    images = load_images(data.real, split, (data.width, data.height), ids=chosen)
     assert images.labels is not None
     columns: dict[str, np.ndarray] = {"real": images.pixels.transpose(0, 2, 3, 1)}
     pixels = to_float(torch.from_numpy(images.pixels).to(place.device))

@@ -1,11 +1,50 @@
 """What several test modules share."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from raydelta.cluster import SETTINGS
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    S3_PORT = probe.getsockname()[1]
+# Before Ray starts, as its workers inherit them.
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an empty bucket on an S3-compatible server on loopback."""
+    import boto3
+
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", S3_PORT), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
+                time.sleep(0.2)
+        boto3.client("s3").create_bucket(Bucket="raydelta-tests")
+        yield "s3://raydelta-tests"
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -24,11 +24,18 @@ from raydelta.data.shards import (
     count_pixels,
     format_skipped,
     is_plain,
-    open_address,
     read_manifest,
     threaded,
 )
+from raydelta.data.tables import Table
+from raydelta.storage import open_address
 from raydelta.taxonomy import IGNORE
+
+# When shares of pixels look wrong.
+ENOUGH_LABELS = 20
+COMMON = 1.0  # percent; rarer classes vary too much
+FAR = 6.0  # times more or less than published
+MOSTLY_VOID = 50.0  # percent
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class CheckReport:
     manifest: Manifest
     problems: list[str]
     histogram: dict[str, list[int]]  # per split: one count per class, then void
+    published: dict[str, float]  # class → percent of all pixels in the data set it comes from, where known
+    doubts: list[str]  # signs of a wrong mapping; not problems of the format
 
 
 def check(uri: str | Path) -> CheckReport:
@@ -58,11 +67,12 @@ def check(uri: str | Path) -> CheckReport:
         if (pixels, void) != (split.pixels, split.void):
             problems.append(f"split {name}: the manifest's pixels per class are not those of the labels")
         histogram[name] = [*pixels, void]
-    return CheckReport(manifest, problems, histogram)
+    published = _published(manifest)
+    return CheckReport(manifest, problems, histogram, published, _doubts(manifest, histogram, published))
 
 
 def format_report(report: CheckReport) -> str:
-    """Rows, labels and the share of pixels of each class per split, then the problems."""
+    """Rows, labels and the share of pixels of each class per split, doubts about the mapping, then the problems."""
     manifest = report.manifest
     lines = [f"{manifest.name}: {manifest.domain}, {manifest.taxonomy.name}, from {manifest.source}"]
     for name, split in manifest.splits.items():
@@ -71,11 +81,38 @@ def format_report(report: CheckReport) -> str:
         if total:
             for label, count in zip([*manifest.taxonomy.classes, "void"], report.histogram[name], strict=True):
                 share = count / total
-                lines.append(f"  {label:16} {share:7.2%} {'█' * round(50 * share)}".rstrip())
+                usual = f"(published {report.published[label]:5.2f}%) " if label in report.published else ""
+                lines.append(f"  {label:16} {share:7.2%} {usual}{'█' * round(50 * share)}".rstrip())
     if manifest.skipped:
         lines.append("\n" + format_skipped(manifest.skipped))
+    if report.doubts:
+        lines += ["", *(f"warning: {doubt}" for doubt in report.doubts)]
     lines += ["", *(report.problems or ["no problem found"])]
     return "\n".join(lines)
+
+
+def _published(manifest: Manifest) -> dict[str, float]:
+    table = manifest.options.get("table")
+    return Table(**table).shares_of(manifest.taxonomy) if table else {}
+
+
+def _doubts(manifest: Manifest, histogram: dict[str, list[int]], published: dict[str, float]) -> list[str]:
+    """What is far from the published shares, if there are enough labels to tell, and sets that are mostly void."""
+    labelled = sum(split.labelled for split in manifest.splits.values())
+    counts = np.sum(list(histogram.values()), axis=0)
+    if not counts.sum():
+        return []
+    percent = dict(zip([*manifest.taxonomy.classes, "void"], 100 * counts / counts.sum(), strict=True))
+    doubts = []
+    if percent["void"] > MOSTLY_VOID:
+        doubts.append(f"{percent['void']:.0f} % of the labelled pixels are void: is the id table the right one?")
+    if labelled >= ENOUGH_LABELS:
+        for name, usual in published.items():
+            if usual >= COMMON and not usual / FAR <= percent[name] <= usual * FAR:
+                doubts.append(
+                    f"{name} covers {percent[name]:.2f} %, {usual:.1f} % as published: is the id table the right one?"
+                )
+    return doubts
 
 
 def _check_shard(

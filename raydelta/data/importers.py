@@ -1,80 +1,135 @@
-"""Data sets in: from the folders of other formats, and from the built-in simulator.
+"""Data sets in: from the folders of other data sets, and from the built-in simulator.
 
-An importer is a small function that says which files belong together and what their label values mean; reading,
-checking and encoding are the same for all. The source is only ever read. Not here: the on-disk format (shards).
+A format says which files are images and labels, and what the labels' values mean (a table in ``tables/``); listing,
+reading, checking and encoding are the same for all. The source is only ever read. Not here: how data sets lie on disk
+(shards).
 """
 
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from raydelta.data.shards import (
-    UNDECODABLE,
-    BadItem,
-    Item,
-    Manifest,
-    Progress,
-    Row,
-    is_plain,
-)
+from raydelta.data.listing import Listing, Paired, compile_pattern, list_pictures, pair, sequence_of, split_by_sequence
+from raydelta.data.reading import Box, ReadLabel, encode_pair, read_first_channel, read_ids, read_red_or_colours
+from raydelta.data.shards import BadItem, Item, Manifest, Progress, Row, decode_label
 from raydelta.data.simulator import Look, simulate
+from raydelta.data.tables import Table, read_table
 from raydelta.data.writing import encode_jpeg, encode_label, write_dataset
 from raydelta.errors import UserError
+from raydelta.storage import absolute, without_secrets
 from raydelta.taxonomy import IGNORE, Taxonomy, get_taxonomy
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-EXIF_ORIENTATION = 0x0112
-EIGHT_BIT = {"RGB", "L", "P", "RGBA", "LA", "CMYK"}  # Pillow's modes of images that become RGB
-NOT_IDS = {
-    "I;16": "a 16-bit picture",
-    "I;16B": "a 16-bit picture",
-    "I": "a picture of more than 8 bits",
-    "RGB": "a colour picture",
-    "RGBA": "a colour picture",
-    "1": "a 1-bit picture",
-}
-CAMVID_UNLABELLED = 11
+Domain = Literal["synthetic", "real"]
+
+PROBED = 6  # labels of each split that are read before the import starts
+ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
+FRAMES_PER_BLOCK = 100
 # Every split draws from scenes of its own, and growing one leaves the others as they are.
 FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
 SEQUENCES = 4  # per simulated split
 SCENES_PER_SHARD = 50  # few, as rendering costs more than reading and should keep every core busy
 
-Box = tuple[int, int, int, int]
-
 
 @dataclass(frozen=True)
-class Options:
-    """What the user asked for."""
+class Format:
+    """A published layout. Patterns as in ``listing``; a label pattern is filled with what the image's has found."""
 
-    taxonomy: Taxonomy
-    size: tuple[int, int] | None = None  # (width, height) after the crop
-    crop: Box | None = None  # (left, top, right, bottom) in pixels of the source
-    splits: tuple[str, ...] | None = None  # all, if None
-    limit: int | None = None  # images per split, the first ones by name
-    allow_unlabelled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.size is not None and min(self.size) < 1:
-            raise UserError(f"size {self.size}: expected (width, height) in pixels")
-        if self.crop is not None and not (0 <= self.crop[0] < self.crop[2] and 0 <= self.crop[1] < self.crop[3]):
-            raise UserError(f"crop {self.crop}: expected (left, top, right, bottom) in pixels")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit {self.limit}: expected at least 1 image per split")
+    images: str
+    labels: str | None
+    table: str | None = None  # what the values in the labels mean: a table; None: they are the taxonomy's own ids
+    taxonomy: str = "camvid11"  # unless the user names another
+    domain: Domain = "real"  # unless the user says otherwise
+    read_label: ReadLabel = read_ids
+    sequence: Callable[[str], str] = sequence_of
+    unlabelled: tuple[str, ...] = ()  # splits whose labels are dummies
 
 
-class Layout(NamedTuple):
-    """What an importer found."""
+def _block_of(identifier: str) -> str:
+    """Frames without a known sequence, in blocks of consecutive numbers: neighbours may be alike."""
+    folder, _, number = identifier.rpartition("/")
+    block = f"{int(number) // FRAMES_PER_BLOCK:05d}xx"
+    return f"{folder}/{block}" if folder else block
 
-    ids: Mapping[int, int]  # value in the label files -> taxonomy id or 255; any other value is an error
-    splits: dict[str, list[Item]]
-    bad: list[BadItem]  # what cannot become an item: a file without its partner, for one
+
+def _route_of(identifier: str) -> str:
+    """``SYNTHIA-SEQS-05-SPRING/Stereo_Left/…`` → ``SYNTHIA-SEQS-05``: all seasons and cameras see the same streets."""
+    match = re.match(r"(.*?SEQS-\d+)", identifier)
+    return match[1] if match else re.split(r"/?Stereo_", identifier)[0] or "all"
+
+
+def _folder_of(identifier: str) -> str:
+    return identifier.rpartition("/")[0] or "all"
+
+
+FORMATS = {
+    "cityscapes": Format(
+        images="{any}leftImg8bit/{split}/{path}_leftImg8bit",
+        labels="{any}gtFine/{split}/{path}_gtFine_labelIds",
+        table="cityscapes",
+        taxonomy="cityscapes19",
+        unlabelled=("test",),
+    ),
+    "idd": Format(
+        images="{any}leftImg8bit/{split}/{path}_leftImg8bit",
+        labels="{any}gtFine/{split}/{path}_gtFine_labellevel3Ids",
+        table="idd",
+        taxonomy="cityscapes19",
+        sequence=_folder_of,
+    ),
+    "synthia-rand": Format(
+        images="{folder}RGB/{number}",
+        labels="{folder}GT/LABELS/{number}",
+        table="synthia-rand",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_first_channel,
+        sequence=_block_of,
+    ),
+    "synthia-seqs": Format(
+        images="{folder}RGB/{camera}/{number}",
+        labels="{folder}GT/LABELS/{camera}/{number}",
+        table="synthia-seqs",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_first_channel,
+        sequence=_route_of,
+    ),
+    "synthia-sf": Format(
+        images="{folder}RGBLeft/{name}",
+        labels="{folder}GTLeft/{name}",
+        table="synthia-sf",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_first_channel,
+        sequence=_folder_of,
+    ),
+    "gta5": Format(
+        images="{folder}images/{number}",
+        labels="{folder}labels/{number}",
+        table="gta5",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        sequence=_block_of,
+    ),
+    "camvid": Format(images="{split}/{name}", labels="{split}annot/{name}", table="camvid"),
+    "carla": Format(
+        images="{folder}CameraRGB/{path}",
+        labels="{folder}CameraSeg/{path}",
+        table="carla",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_red_or_colours,
+    ),
+    "folder": Format(images="images/{split}/{path}", labels="labels/{split}/{path}"),
+}
+FORMATS["carla-0.9.14"] = replace(FORMATS["carla"], table="carla-0.9.14")
 
 
 def import_dataset(
@@ -83,158 +138,215 @@ def import_dataset(
     target: str | Path,
     *,
     name: str | None = None,
-    domain: Literal["synthetic", "real"] = "real",
-    taxonomy: str = "camvid11",
+    domain: Domain | None = None,
+    taxonomy: str | Taxonomy | None = None,
+    images: str | None = None,
+    labels: str | None = None,
+    ids: str | None = None,
+    only: str | None = None,
     size: tuple[int, int] | None = None,
     crop: Box | None = None,
     splits: Sequence[str] | None = None,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
     limit: int | None = None,
     skip_bad: bool = False,
     allow_unlabelled: bool = False,
+    workers: int | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Manifest:
-    """Import a folder in a known layout as a data set.
+    """Import a folder, or an address, in a known layout as a data set.
 
     Args:
-        kind: a key of ``IMPORTERS``.
+        kind: a key of ``FORMATS``.
         name: of the data set; the target's if None.
-        taxonomy: a built-in one, or a YAML or JSON file.
+        domain, taxonomy, images, labels, ids: in place of the format's. A taxonomy may be a built-in one or a file,
+            images and labels are patterns (images alone: there are no labels), ids is a table or a file.
+        only: a shell pattern that the image ids have to match.
         size: (width, height) to resize to, images smoothly and labels to the nearest pixel. Without size and crop,
             8-bit RGB JPEG and PNG files are taken over byte by byte.
         crop: (left, top, right, bottom) in pixels of the source, cut out before resizing.
-        splits: the splits to import, all if None.
+        splits: which of the data set's own splits to import, all if None.
+        shares: split → share, in place of the data set's own: a seeded split by sequence.
         limit: images per split, the first ones by name.
         skip_bad: leave bad samples out and list them in the manifest; otherwise the first one stops the import.
         allow_unlabelled: an image without a label file in a split with labels is an unlabelled image, not an error.
+        workers: at most so many tasks at once; as many as the cluster has CPUs if None.
 
     Raises:
         BadItem: a sample breaks a rule; the message names the file and the rule.
         UserError: the source is not of that kind, has no images, or the target cannot be written.
     """
-    if kind not in IMPORTERS:
-        raise UserError(f"no importer {kind!r}; there are: {', '.join(IMPORTERS)}")
-    root = Path(source).expanduser().resolve()
-    options = Options(get_taxonomy(taxonomy), size, crop, tuple(splits) if splits else None, limit, allow_unlabelled)
-    try:
-        layout = IMPORTERS[kind](root, options)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    if layout.bad and not skip_bad:
-        first, more = layout.bad[0], len(layout.bad) - 1
+    if kind not in FORMATS:
+        raise UserError(f"no importer {kind!r}; there are: {', '.join(FORMATS)}")
+    _check_numbers(size, crop, limit)
+    listing = list_pictures(source)
+    form = FORMATS[kind] if kind != "folder" else _fit_folder(source, listing, FORMATS[kind])
+    form = replace(
+        form,
+        images=images or form.images,
+        labels=labels if images or labels else form.labels,
+        table=ids or form.table,
+        domain=domain or form.domain,
+    )
+    classes = taxonomy if isinstance(taxonomy, Taxonomy) else get_taxonomy(taxonomy or form.taxonomy)
+    table = read_table(form.table) if form.table else Table(ids=dict(enumerate(classes.classes)) | {IGNORE: "void"})
+    if set(table.to(classes).values()) == {IGNORE}:
+        raise UserError(
+            f"none of the names in the id table {form.table} is a class of {classes.name}: {', '.join(classes.classes)}"
+        )
+    found = pair(
+        source,
+        listing,
+        form.images,
+        form.labels,
+        sequence=form.sequence,
+        unlabelled_splits=form.unlabelled,
+        allow_unlabelled=allow_unlabelled,
+        only=only,
+    )
+    if not found.splits and not found.bad:
+        looks = detect_listing(listing)
+        hint = f"; it looks like {looks}" if looks not in (None, kind) else ""
+        raise UserError(f"{without_secrets(source)}: not the layout of {kind}: no picture is at {form.images}{hint}")
+    if found.bad and not skip_bad:
+        first, more = found.bad[0], len(found.bad) - 1
         raise BadItem(first.file, f"{first.rule} (and {more} more bad files)" if more else first.rule)
+    chosen = _choose(source, found, splits, shares, seed, limit)
+    encode = partial(encode_pair, table=table, ids=table.to(classes), read_label=form.read_label, size=size, crop=crop)
+    _probe(chosen, encode, classes, skip_bad)
+    options: dict[str, Any] = {"kind": kind, "images": form.images, "labels": form.labels, "only": only}
+    options |= {"size": size, "crop": crop, "splits": splits, "limit": limit, "allow_unlabelled": allow_unlabelled}
+    options |= {"shares": dict(shares) if shares else None, "seed": seed}
     return write_dataset(
         target,
-        layout.splits,
-        partial(encode_pair, ids=layout.ids, size=size, crop=crop),
-        name=name or Path(target).name,
-        domain=domain,
-        taxonomy=options.taxonomy,
-        source=f"{kind}:{root}",
-        options={"size": size, "crop": crop, "splits": splits, "limit": limit, "allow_unlabelled": allow_unlabelled},
+        chosen,
+        encode,
+        name=name or Path(str(target).partition("?")[0]).name,
+        domain=form.domain,
+        taxonomy=classes,
+        source=f"{kind}:{without_secrets(absolute(source))}",
+        options=options | {"dropped": table.dropped(classes), "table": table.model_dump(mode="json")},
         skip_bad=skip_bad,
-        skipped=layout.bad,
+        skipped=found.bad,
+        workers=workers,
         progress=progress,
     )
 
 
 def detect(source: str | Path) -> str | None:
-    """The kind of a source folder, or None if no importer knows it."""
-    names = {path.name for path in _entries(Path(source))}
-    if {"train", "trainannot"} <= names:
-        return "camvid"
-    return "folder" if "images" in names else None
+    """The kind of a source, or None if no importer knows it."""
+    return detect_listing(list_pictures(source))
 
 
-def import_folder(source: Path, options: Options) -> Layout:
-    """``images/SPLIT/**`` with ``labels/SPLIT/**`` of the same names, or without SPLIT as the one split ``train``.
-
-    Labels are 8-bit single-channel ids of the taxonomy, or 255. A palette image counts by its indices, not its
-    colours, and only if all of them are ids of the taxonomy. A split without a label folder is an unlabelled one.
-    """
-    images, labels = source / "images", source / "labels"
-    entries = _entries(images)
-    folders = {path.name: (path, labels / path.name) for path in entries if path.is_dir()}
-    if folders and any(_is_picture(path) for path in entries):
-        raise UserError(f"{images}: holds images beside folders; either all in folders, one per split, or none")
-    ids = {value: value for value in (*range(len(options.taxonomy)), IGNORE)}
-    return paired(source, folders or {"train": (images, labels)}, ids, options)
+def detect_listing(listing: Listing) -> str | None:
+    """The first format whose patterns find an image and its label; ``folder`` also without labels."""
+    paths = [file.path.rpartition(".")[0] for file in listing.files]
+    for kind, form in FORMATS.items():
+        if kind != "folder" and form.labels and all(_any(pattern, paths) for pattern in (form.images, form.labels)):
+            if kind == "gta5" and not _has_palette(listing, form):  # any folder may number its images
+                continue
+            return kind
+    if _any(FORMATS["cityscapes"].images, paths):
+        return "cityscapes"
+    return "folder" if _any("images/{path}", paths) else None
 
 
-def import_camvid(source: Path, options: Options) -> Layout:
-    """CamVid as SegNet published it: ``SPLIT/NAME.png`` with ``SPLITannot/NAME.png``, id 11 unlabelled.
-
-    The lists beside the folders (``train.txt``) hold absolute paths of another machine and are not read.
-    """
-    if options.taxonomy.name != "camvid11":
-        raise UserError(f"CamVid has the taxonomy camvid11, not {options.taxonomy.name}")
-    folders = {path.name: (path, path.with_name(f"{path.name}annot")) for path in _entries(source)}
-    folders = {split: pair for split, pair in folders.items() if pair[1].is_dir()}
-    if not folders:
-        raise UserError(f"{source}: not the layout of CamVid: no folders 'train' and 'trainannot'")
-    ids = {value: value for value in (*range(CAMVID_UNLABELLED), IGNORE)} | {CAMVID_UNLABELLED: IGNORE}
-    return paired(source, folders, ids, options)
+def _any(pattern: str, paths: Sequence[str]) -> bool:
+    compiled = compile_pattern(pattern)
+    return any(compiled.fullmatch(path) for path in paths)
 
 
-IMPORTERS: dict[str, Callable[[Path, Options], Layout]] = {"folder": import_folder, "camvid": import_camvid}
+def _has_palette(listing: Listing, form: Format) -> bool:
+    """Whether the first label is a palette picture, as GTA5's are."""
+    assert form.labels
+    compiled = compile_pattern(form.labels)
+    first = next(file for file in listing.files if compiled.fullmatch(file.path.rpartition(".")[0]))
+    try:
+        return Image.open(first.address).mode == "P"
+    except (OSError, SyntaxError):
+        return False
 
 
-def paired(source: Path, folders: Mapping[str, tuple[Path, Path]], ids: Mapping[int, int], options: Options) -> Layout:
-    """Pair images and labels by their paths without suffix.
+def _fit_folder(source: str | Path, listing: Listing, form: Format) -> Format:
+    """``images/SPLIT/**`` with ``labels/SPLIT/**`` of the same names, or without SPLIT as the one split ``train``."""
+    flat = [file for file in listing.files if re.fullmatch(r"images/[^/]+", file.path)]
+    if not flat:
+        return form
+    if any(re.fullmatch(r"images/.+/[^/]+", file.path) for file in listing.files):
+        raise UserError(f"{source}/images: holds images beside folders; either all in folders, one per split, or none")
+    return replace(form, images="images/{path}", labels="labels/{path}")
 
-    Args:
-        folders: split → (image folder, label folder); the second need not exist.
-    """
-    layout = Layout(ids, {}, [])
-    unknown = sorted(set(options.splits or ()) - folders.keys())
+
+def _check_numbers(size: tuple[int, int] | None, crop: Box | None, limit: int | None) -> None:
+    if size is not None and min(size) < 1:
+        raise UserError(f"size {size}: expected (width, height) in pixels")
+    if crop is not None and not (0 <= crop[0] < crop[2] and 0 <= crop[1] < crop[3]):
+        raise UserError(f"crop {crop}: expected (left, top, right, bottom) in pixels")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit}: expected at least 1 image per split")
+
+
+def _choose(
+    source: str | Path,
+    found: Paired,
+    splits: Sequence[str] | None,
+    shares: Mapping[str, float] | None,
+    seed: int,
+    limit: int | None,
+) -> dict[str, list[Item]]:
+    """The items of every split that is asked for."""
+    unknown = sorted(set(splits or ()) - found.splits.keys())
     if unknown:
-        raise UserError(f"{source}: has no split {', '.join(unknown)}; there are: {', '.join(sorted(folders))}")
-    for split in sorted(options.splits or folders, key=lambda split: (split != "train", split == "test", split)):
-        items = list(_pairs(source, *folders[split], options.allow_unlabelled, layout.bad))
-        if not items and not layout.bad:
-            raise UserError(f"split {split!r} is empty: no image in {folders[split][0]}")
-        layout.splits[split] = items[: options.limit]
-    return layout
+        raise UserError(
+            f"{without_secrets(source)}: has no split {', '.join(unknown)}; there are: {', '.join(found.splits)}"
+        )
+    own = {split: items for split, items in found.splits.items() if not splits or split in splits}
+    if shares is not None:
+        own = split_by_sequence([item for items in own.values() for item in items], shares, seed)
+    return {split: items[:limit] for split, items in own.items()}
 
 
-def encode_pair(item: Item, ids: Mapping[int, int], size: tuple[int, int] | None, crop: Box | None) -> Row:
-    """Read an image and its label, check both, crop and resize them alike.
+def _probe(
+    splits: Mapping[str, Sequence[Item]], encode: Callable[[Item], Row], taxonomy: Taxonomy, skip_bad: bool
+) -> None:
+    """Read a few labels of every split before the work starts: labels that are all void, or streets without road.
 
     Raises:
-        BadItem: one of the files breaks a rule.
+        UserError: every pixel of them is void.
+        BadItem: one of them breaks a rule, and ``skip_bad`` is off.
     """
-    original, data = _read_image(item.image)
-    image = _shape(original, item.image, size, crop, Image.Resampling.BILINEAR)
-    label = None
-    if item.label is not None:
-        mask = _read_label(item.label, ids)
-        if mask.size != original.size:
-            raise BadItem(
-                item.label,
-                f"the label has {mask.width}×{mask.height} pixels, its image {original.width}×{original.height}",
+    labels: list[np.ndarray] = []
+    first = None
+    for items in splits.values():
+        labelled = [item for item in items if item.label is not None]
+        for item in labelled[:: max(1, len(labelled) // PROBED)][:PROBED]:
+            try:
+                encoded = encode(item)["label"]
+            except BadItem:
+                if not skip_bad:
+                    raise
+                continue
+            assert encoded is not None
+            labels.append(decode_label(encoded))
+            first = first or item.label
+    if not labels:
+        return
+    if all((label == IGNORE).all() for label in labels):
+        raise UserError(
+            f"{first}: every pixel is void, as in {len(labels) - 1} more labels that were tried; is this the right "
+            "--kind, and are these the label files?"
+        )
+    road = taxonomy.find("road")
+    if road != IGNORE and len(labels) >= PROBED:
+        lower = np.concatenate([label[3 * label.shape[0] // 4 :].ravel() for label in labels])
+        share = float((lower[lower != IGNORE] == road).mean()) if (lower != IGNORE).any() else 0.0
+        if share < ROAD_BELOW:
+            warnings.warn(
+                f"road covers {share:.1%} of the lower quarter of {len(labels)} labels: in street scenes a sign of the "
+                "wrong id table; compare the contact sheet (raydelta data show), --kind and --ids",
+                stacklevel=3,
             )
-        label = encode_label(np.asarray(_shape(mask, item.label, size, crop, Image.Resampling.NEAREST)))
-    return Row(
-        id=item.id,
-        sequence=item.sequence,
-        image=data if data is not None and image is original else encode_jpeg(image),
-        label=label,
-        height=image.height,
-        width=image.width,
-    )
-
-
-def sequence_of(identifier: str) -> str:
-    """The drive or clip that an image belongs to, read from its id (its path within the split, without suffix).
-
-    The trailing frame number goes, and the separator and letter before it: ``0001TP_008550`` → ``0001TP``,
-    ``Seq05VD_f01620`` → ``Seq05VD``, ``aachen/aachen_000000_000019`` → ``aachen/aachen_000000``. A name that is only
-    a number belongs to its folder (``clip7/000123`` → ``clip7``, ``000123`` → ``all``). A name without a number at its
-    end is a sequence of its own.
-    """
-    folder, _, name = identifier.rpartition("/")
-    match = re.fullmatch(r"(.*?)(?:[-_. ]+[A-Za-z]?)?\d+", name)
-    prefix = match[1] if match else name
-    return "/".join(part for part in (folder, prefix) if part) or "all"
 
 
 def simulate_dataset(
@@ -285,125 +397,3 @@ def encode_scene(item: Item, look: Look, width: int, height: int, seed: int) -> 
     image, mask = simulate(int(item.image), seed=seed, look=look, width=width, height=height)
     encoded = encode_jpeg(Image.fromarray(image))
     return Row(id=item.id, sequence=item.sequence, image=encoded, label=encode_label(mask), height=height, width=width)
-
-
-# Listing
-
-
-def _pairs(root: Path, images: Path, labels: Path, allow_unlabelled: bool, bad: list[BadItem]) -> Iterator[Item]:
-    pictures = _pictures(images, root, bad)
-    labelled = labels.is_dir()
-    masks = _pictures(labels, root, bad) if labelled else {}
-    for name in sorted(pictures.keys() | masks.keys()):
-        files = [*pictures.get(name, ()), *masks.get(name, ())]
-        twice = next((group[name] for group in (pictures, masks) if len(group.get(name, ())) > 1), None)
-        if twice is not None:
-            bad.append(BadItem(twice[1], f"the same name as {twice[0].name}: which one is meant?"))
-        elif name not in pictures:
-            bad.append(BadItem(files[0], f"the label has no image of the same name in {images}"))
-        elif name not in masks and labelled and not allow_unlabelled:
-            bad.append(BadItem(files[0], f"the image has no label of the same name in {labels}"))
-        elif not is_plain(name):
-            bad.append(BadItem(files[0], "the name has characters that are not printable, or a backslash"))
-        else:
-            try:
-                stats = [file.stat() for file in files]
-            except OSError as error:
-                bad.append(BadItem(error.filename, f"cannot be read: {error.strerror}"))
-                continue
-            version = " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
-            label = str(files[1]) if len(files) > 1 else None
-            yield Item(name, sequence_of(name), str(files[0]), label, version)
-
-
-def _pictures(folder: Path, root: Path, bad: list[BadItem]) -> dict[str, list[Path]]:
-    """The picture files below a folder by their paths in it without suffix."""
-    if not folder.resolve().is_relative_to(root):
-        raise UserError(f"{folder}: a symbolic link that leads out of {root}")
-    found: dict[str, list[Path]] = {}
-    folders = [folder]
-    while folders:
-        for path in _entries(folders.pop()):
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                bad.append(BadItem(path, f"a symbolic link that leads out of {root}"))
-            elif path.is_symlink() and path.is_dir():
-                bad.append(BadItem(path, "a symbolic link to a folder"))
-            elif path.is_dir():
-                folders.append(path)
-            elif _is_picture(path):
-                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return found
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, but for hidden files (macOS leaves ``._NAME.png`` beside every picture)."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read as a folder: {error.strerror}") from error
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
-
-
-# Reading
-
-
-def _read_image(file: str) -> tuple[Image.Image, bytes | None]:
-    """The RGB image, upright, and its bytes where a shard can take them as they are."""
-    image, data = _load(file)
-    if image.mode not in EIGHT_BIT:
-        raise BadItem(file, f"the image has Pillow's mode {image.mode}; expected 8 bits per channel")
-    if image.format in ("JPEG", "PNG") and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1:
-        return image, data
-    return ImageOps.exif_transpose(image).convert("RGB"), None
-
-
-def _read_label(file: str, ids: Mapping[int, int]) -> Image.Image:
-    """The mask of taxonomy ids, mode L."""
-    image, _ = _load(file)
-    if image.format == "JPEG":
-        raise BadItem(file, "the label is a JPEG, which is lossy; expected a PNG of class ids")
-    if image.mode not in ("L", "P"):
-        found = NOT_IDS.get(image.mode, f"an image of Pillow's mode {image.mode}")
-        raise BadItem(file, f"the label is {found}; expected 8-bit single-channel class ids")
-    unknown = [value for value, count in enumerate(image.histogram()) if count and value not in ids]
-    if unknown:
-        what = "palette indices" if image.mode == "P" else "ids"
-        raise BadItem(file, f"the label has the {what} {unknown}, which are not in the table ({_ranges(ids)})")
-    return Image.fromarray(np.asarray(image)).point([ids.get(value, IGNORE) for value in range(256)])
-
-
-def _load(file: str) -> tuple[Image.Image, bytes]:
-    try:
-        data = Path(file).read_bytes()
-    except OSError as error:
-        raise BadItem(file, f"cannot be read: {error.strerror}") from error
-    if not data:
-        raise BadItem(file, "the file is empty (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UNDECODABLE as error:
-        # Pillow names the buffer, at an address that differs every time.
-        raise BadItem(file, f"cannot be decoded: {str(error).split(' <_io.')[0]}") from error
-    return image, data
-
-
-def _shape(
-    image: Image.Image, file: str, size: tuple[int, int] | None, crop: Box | None, method: Image.Resampling
-) -> Image.Image:
-    if crop is not None:
-        if crop[2] > image.width or crop[3] > image.height:
-            raise BadItem(file, f"has {image.width}×{image.height} pixels, the crop {crop} reaches beyond")
-        image = image.crop(crop)
-    return image if size is None or image.size == size else image.resize(size, method)
-
-
-def _ranges(ids: Iterable[int]) -> str:
-    """``[0, 1, 2, 255]`` → ``0-2, 255``."""
-    values = sorted(ids)
-    starts = [value for value in values if value - 1 not in values]
-    ends = [value for value in values if value + 1 not in values]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

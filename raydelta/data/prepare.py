@@ -4,17 +4,20 @@
 set (it has a manifest) is used where it lies.
 """
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
 from raydelta.config import Config, override
 from raydelta.data.importers import detect, import_dataset, simulate_dataset
-from raydelta.data.shards import MANIFEST, list_ids, read_manifest
+from raydelta.data.shards import MANIFEST, Manifest, list_ids, read_manifest
 from raydelta.data.simulator import VERSION as SIMULATOR_VERSION
 from raydelta.data.simulator import Look
 from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.stages import fingerprint
+from raydelta.storage import is_remote
+from raydelta.taxonomy import Taxonomy
 
 Domain = Literal["synthetic", "real"]
 
@@ -28,8 +31,14 @@ def prepare_data(config: Config, runs: Path) -> Config:
     Raises:
         UserError: a set is missing, has no train split, or the two have different taxonomies.
     """
-    domains: tuple[Domain, Domain] = ("synthetic", "real")
-    config = override(config, {f"data.{domain}": str(_open_or_make(domain, config, runs)) for domain in domains})
+    # A folder is imported with the classes of the other set; of two folders, the real one decides.
+    domains: list[Domain] = ["real", "synthetic"]
+    domains.sort(key=lambda domain: _is_source(getattr(config.data, domain)))
+    taxonomy: Taxonomy | None = None
+    for domain in domains:
+        address = str(_open_or_make(domain, config, runs, taxonomy))
+        config = override(config, {f"data.{domain}": address})
+        taxonomy = read_manifest(address).taxonomy
     synthetic, real = read_manifest(config.data.synthetic), read_manifest(config.data.real)
     if synthetic.taxonomy.classes != real.taxonomy.classes:
         raise UserError(
@@ -44,7 +53,13 @@ def prepare_data(config: Config, runs: Path) -> Config:
     return config
 
 
-def unseen_sequences(uri: str, split: str = "test") -> list[str]:
+def evaluation_split(manifest: Manifest) -> str | None:
+    """The split that the table is about: ``test``, or ``val`` where the test labels are kept secret (Cityscapes)."""
+    labelled = (name for name in ("test", "val") if name in manifest.splits and manifest.splits[name].labelled)
+    return next(labelled, None)
+
+
+def unseen_sequences(uri: str, split: str) -> list[str]:
     """Sequences of a split that the training split has no image of; empty if that is all of them."""
     seen = {sample.sequence for sample in list_ids(uri, "train")}
     sequences = {sample.sequence for sample in list_ids(uri, split)}
@@ -52,7 +67,12 @@ def unseen_sequences(uri: str, split: str = "test") -> list[str]:
     return unseen if len(unseen) < len(sequences) else []
 
 
-def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
+def _is_source(name: str) -> bool:
+    """Whether a set still has to be imported."""
+    return name not in BUILT_IN and not is_remote(name) and not (Path(name) / MANIFEST).exists()
+
+
+def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy | None) -> Path | str:
     data = config.data
     name = getattr(data, domain)
     if name in BUILT_IN:
@@ -73,10 +93,8 @@ def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
             )
             progress.finish(_summary(manifest.splits))
         return target
-    if "://" in name:
-        return name
-    if (Path(name) / MANIFEST).exists():
-        return Path(name).resolve()
+    if not _is_source(name):
+        return name if is_remote(name) else Path(name).resolve()
     source = Path(name)
     if not source.is_dir():
         raise UserError(
@@ -89,13 +107,26 @@ def _open_or_make(domain: Domain, config: Config, runs: Path) -> Path | str:
     # Photographs that were labelled since the last import make another data set.
     found = [(str(path.relative_to(source)), path.stat()) for path in sorted(source.rglob("*")) if path.is_file()]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
-    target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind, domain, files])}"
+    classes = taxonomy.classes if taxonomy else None
+    target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind, domain, classes, files])}"
     if not (target / MANIFEST).exists():
         progress = Progress(f"import {source.name[:14]}")
         unlabelled = domain == "real"  # a handful of photographs has labels
         manifest = import_dataset(
-            kind, source, target, domain=domain, allow_unlabelled=unlabelled, progress=progress.update
+            kind,
+            source,
+            target,
+            domain=domain,
+            taxonomy=taxonomy,
+            allow_unlabelled=unlabelled,
+            progress=progress.update,
         )
+        if manifest.options["dropped"]:
+            warnings.warn(
+                f"{source}: void, as {manifest.taxonomy.name} has no such class: "
+                f"{', '.join(manifest.options['dropped'])}",
+                stacklevel=2,
+            )
         progress.finish(_summary(manifest.splits))
     return target
 

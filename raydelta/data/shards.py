@@ -28,6 +28,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raydelta.errors import UserError
+from raydelta.storage import absolute, join, open_address
 from raydelta.taxonomy import IGNORE, Taxonomy
 
 FORMAT = 1
@@ -170,7 +171,9 @@ def read_manifest(uri: str | Path) -> Manifest:
         with files.open_input_file(f"{base}/{MANIFEST}") as file:
             text = file.read()
     except FileNotFoundError as error:
+        begun = files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))
         partial_write = files.get_file_info(f"{base}.partial").type == pyarrow.fs.FileType.Directory
+        partial_write |= any(info.extension == "parquet" for info in begun)
         hint = "its import was interrupted: run the same command again" if partial_write else f"it has no {MANIFEST}"
         raise UserError(f"{uri}: not a data set: {hint}") from error
     except OSError as error:
@@ -194,9 +197,7 @@ def data_fingerprint(uri: str | Path) -> str:
 
 def shard_paths(uri: str | Path, split: str) -> list[str]:
     """The addresses of a split's shards, for ``ray.data.read_parquet``."""
-    # Relative to the driver's folder, a local path would mean another one in a worker.
-    base = str(uri).rstrip("/") if "://" in str(uri) else str(Path(uri).absolute())
-    return [f"{base}/{shard.file}" for shard in _split(uri, split).shards]
+    return [join(absolute(uri), shard.file) for shard in _split(uri, split).shards]
 
 
 def list_ids(uri: str | Path, split: str) -> list[Sample]:
@@ -292,6 +293,11 @@ def decode(
     return decoded | {"label": masks} if with_labels else decoded
 
 
+def decode_label(encoded: bytes) -> NDArray[np.uint8]:
+    """The ids of a stored label, [H, W]."""
+    return np.asarray(Image.open(io.BytesIO(encoded)))
+
+
 def _resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, method)
 
@@ -326,21 +332,6 @@ def _parquet(uri: str | Path, shard: Shard) -> Iterator[pq.ParquetFile]:
         raise UserError(
             f"{uri}: shard {shard.file} cannot be read: {error}; `raydelta data check` says more"
         ) from error
-
-
-def open_address(uri: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of an address, and the path in it."""
-    address = str(uri)
-    if "://" not in address:
-        return pyarrow.fs.LocalFileSystem(), str(Path(address).absolute())
-    try:
-        try:
-            files, base = pyarrow.fs.FileSystem.from_uri(address)
-        except pa.ArrowInvalid:  # not one of pyarrow's own
-            files, base = pyarrow.fs.FileSystem.from_uri(f"fsspec+{address}")
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{uri}: no way to read such an address: {error}") from error
-    return files, base.rstrip("/")
 
 
 def threaded(function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> list[Result]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from raydelta.data.shards import (
     is_plain,
 )
 from raydelta.errors import UserError
+from raydelta.storage import BUFFER, absolute, is_remote, open_address, upload
 from raydelta.taxonomy import Taxonomy
 
 
@@ -70,27 +72,30 @@ def write_dataset(
     rows_per_shard: int = 128,
     skip_bad: bool = False,
     skipped: Sequence[BadItem] = (),
+    workers: int | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Manifest:
     """Encode the items of every split into shards, one Ray Data task each, and write the manifest.
 
-    All goes into ``TARGET.partial``, which takes the target's name when it is complete. The same call after an
-    interruption goes on where it stopped; shards of other inputs are written anew. On a cluster of several machines
-    the target, and what ``encode`` reads, must lie on storage that all of them share.
+    On a local disk all goes into ``TARGET.partial``, which takes the target's name when it is complete; in an object
+    store, which cannot rename, a data set is complete when its manifest is there, and that is written last. The same
+    call after an interruption goes on where it stopped; shards of other inputs are written anew. On a cluster of
+    several machines the target, and what ``encode`` reads, must lie on storage that all of them share.
 
     Args:
+        target: a folder or an address.
         encode: item → row, run in Ray workers; raises BadItem. Labels hold taxonomy ids and 255 only.
         options: all that decides what ``encode`` does beside its items; JSON values.
         skip_bad: leave bad items out and list them in the manifest; otherwise the first one stops the write.
         skipped: bad samples that never became items, for the manifest's list.
+        workers: at most so many shards at once; as many as the cluster has CPUs if None.
 
     Raises:
         BadItem: ``encode`` refused an item and ``skip_bad`` is off.
         UserError: the target exists, a split is empty, ids repeat or look like paths, the disk is full.
     """
-    target = Path(target)
-    if target.exists():
-        raise UserError(f"{target}: exists already; remove it or choose another target")
+    folder = absolute(target) if is_remote(target) else f"{absolute(target)}.partial"
+    _check_target(target)
     for split, items in splits.items():
         _check_items(split, items)
     if not splits:
@@ -101,12 +106,14 @@ def write_dataset(
         for split, items in splits.items()
         for start in range(0, len(items), rows_per_shard)
     ]
-    unfinished = target.with_name(target.name + ".partial")
-    with _writing(unfinished):
-        unfinished.mkdir(parents=True, exist_ok=True)
-        for stale in {path.name for path in unfinished.glob("*.parquet*")} - {job.file for job in jobs}:
-            (unfinished / stale).unlink(missing_ok=True)
-    finished = _run_jobs(jobs, unfinished, encode, len(taxonomy), skip_bad, progress)
+    files, base = open_address(folder)
+    with _writing(folder):
+        if not is_remote(folder):  # object stores have no folders
+            files.create_dir(base, recursive=True)
+        for info in files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True)):
+            if ".parquet" in info.base_name and info.base_name not in {job.file for job in jobs}:
+                files.delete_file(info.path)
+    finished = _run_jobs(jobs, folder, encode, len(taxonomy), skip_bad, workers, progress)
     manifest = Manifest(
         name=name,
         domain=domain,
@@ -117,10 +124,28 @@ def write_dataset(
         skipped=[Skipped(file=bad.file, rule=bad.rule) for bad in skipped]
         + [bad for _, footer in finished.values() for bad in footer.skipped],
     )
-    with _writing(unfinished):
-        (unfinished / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-        unfinished.rename(target)
+    with _writing(folder):
+        with files.open_output_stream(f"{base}/{MANIFEST}") as stream:
+            stream.write(manifest.model_dump_json(indent=1).encode())
+        if not is_remote(target):
+            Path(folder).rename(absolute(target))
     return manifest
+
+
+def _check_target(target: str | Path) -> None:
+    """Refuse a target that holds something already, but for shards of an interrupted write in an object store."""
+    if not is_remote(target):
+        if Path(target).exists():
+            raise UserError(f"{target}: exists already; remove it or choose another target")
+        return
+    files, base = open_address(absolute(target))
+    with _writing(target):
+        present = [info.base_name for info in files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))]
+    if MANIFEST in present:
+        raise UserError(f"{target}: exists already; remove it or choose another target")
+    foreign = [name for name in present if not name.endswith(".parquet")]
+    if foreign:
+        raise UserError(f"{target}: holds other things already ({foreign[0]}); choose a target of its own")
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
@@ -157,10 +182,11 @@ def _job(file: str, items: Sequence[Item], settings: Mapping[str, Any]) -> _Job:
 
 def _run_jobs(
     jobs: Sequence[_Job],
-    folder: Path,
+    folder: str,
     encode: Callable[[Item], Row],
     classes: int,
     skip_bad: bool,
+    workers: int | None,
     progress: Progress,
 ) -> dict[str, tuple[Shard, Footer]]:
     """Write all shards in parallel; their records by file, in the order of the jobs."""
@@ -171,19 +197,21 @@ def _run_jobs(
     ensure_ray()
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # says that bars are off, then every step of the plan
-    write = partial(_write_shard, folder=str(folder.resolve()), encode=encode, classes=classes, skip_bad=skip_bad)
+    write = partial(_write_shard, folder=folder, encode=encode, classes=classes, skip_bad=skip_bad)
     rows = [{"job": job.model_dump_json()} for job in jobs]
     sizes = {job.file: len(job.items) for job in jobs}
     finished: dict[str, tuple[Shard, Footer]] = {}
     done = 0
-    for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(write).iter_rows():
+    files, base = open_address(folder)
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, concurrency=workers)
+    for row in written.iter_rows():
         outcome = _Outcome.model_validate_json(row["outcome"])
         if outcome.bad is not None:
             raise BadItem(outcome.bad.file, outcome.bad.rule)
         if outcome.finished is None:
             raise UserError(outcome.error)
         shard = outcome.finished[0]
-        if not (folder / shard.file).exists():
+        if files.get_file_info(f"{base}/{shard.file}").type != pyarrow.fs.FileType.File:
             raise UserError(f"{folder}: a worker on another machine wrote there; use storage that all machines share")
         finished[shard.file] = outcome.finished
         done += sizes[shard.file]
@@ -194,16 +222,23 @@ def _run_jobs(
 def _write_shard(
     row: dict[str, str], *, folder: str, encode: Callable[[Item], Row], classes: int, skip_bad: bool
 ) -> dict[str, str]:
-    """The Ray Data task: one job in, one shard on disk, its record out."""
+    """The Ray Data task: one job in, one shard in the data set, its record out."""
     job = _Job.model_validate_json(row["job"])
-    path = Path(folder) / job.file
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    files, base = open_address(folder)
+    path = f"{base}/{job.file}"
+    # Beside its place, so that a rename suffices; what goes elsewhere is uploaded whole.
+    unfinished = Path(tempfile.gettempdir() if is_remote(folder) else folder) / f"{job.file}.{os.getpid()}"
     try:
         with _writing(path):
-            if not _is_finished(path, job, skip_bad):
+            record = _finished(files, path, job, skip_bad)
+            if record is None:
                 _write_rows(unfinished, job, encode, classes, skip_bad)
-                unfinished.rename(path)
-            outcome = _Outcome(finished=_inspect(path))
+                record = _inspect(unfinished.open("rb"), job.file)
+                if is_remote(folder):
+                    upload(unfinished, files, path)
+                else:
+                    unfinished.rename(path)
+            outcome = _Outcome(finished=record)
     except BadItem as bad:
         outcome = _Outcome(bad=Skipped(file=bad.file, rule=bad.rule))
     except UserError as error:
@@ -213,12 +248,12 @@ def _write_shard(
     return {"outcome": outcome.model_dump_json()}
 
 
-def _is_finished(path: Path, job: _Job, skip_bad: bool) -> bool:
-    """Whether an interrupted write has left this very shard."""
-    if not path.exists():
-        return False
-    _, footer = _inspect(path)
-    return footer.inputs == job.inputs and (skip_bad or not footer.skipped)
+def _finished(files: pyarrow.fs.FileSystem, path: str, job: _Job, skip_bad: bool) -> tuple[Shard, Footer] | None:
+    """The records of this very shard, if an interrupted write has left it."""
+    if files.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return None
+    shard, footer = _inspect(files.open_input_file(path), job.file)
+    return (shard, footer) if footer.inputs == job.inputs and (skip_bad or not footer.skipped) else None
 
 
 def _write_rows(path: Path, job: _Job, encode: Callable[[Item], Row], classes: int, skip_bad: bool) -> None:
@@ -253,17 +288,22 @@ def _write_rows(path: Path, job: _Job, encode: Callable[[Item], Row], classes: i
         writer.add_key_value_metadata({FOOTER: footer.model_dump_json()})
 
 
-def _inspect(path: Path) -> tuple[Shard, Footer]:
-    """The records of a finished shard, from the file alone; what was written is on the disk when this returns."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+def _inspect(opened: Any, name: str) -> tuple[Shard, Footer]:
+    """The records of a finished shard, from the open file alone; a local one is on the disk when this returns."""
+    with opened as file:
+        digest = hashlib.sha256()
+        size = 0
+        while piece := file.read(BUFFER):
+            digest.update(piece)
+            size += len(piece)
+        if isinstance(file, io.BufferedReader):
+            os.fsync(file.fileno())
+        file.seek(0)
         metadata = pq.read_metadata(file)
     footer = Footer.model_validate_json(metadata.metadata[FOOTER])
     rows = metadata.num_rows
     labelled = rows - len(footer.unlabelled)
-    size = path.stat().st_size
-    return Shard(file=path.name, rows=rows, labelled=labelled, bytes=size, sha256=digest), footer
+    return Shard(file=name, rows=rows, labelled=labelled, bytes=size, sha256=digest.hexdigest()), footer
 
 
 def _summary(split: str, finished: Mapping[str, tuple[Shard, Footer]], classes: int) -> Split:
@@ -278,7 +318,7 @@ def _summary(split: str, finished: Mapping[str, tuple[Shard, Footer]], classes: 
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,0 +1,284 @@
+"""Which files of a source belong together: walking it, pairing by patterns, sequences, splits by sequence.
+
+A pattern is a path below the source without suffix, with placeholders: ``leftImg8bit/{split}/{path}_leftImg8bit``. An
+image and a label belong together when all that their patterns share has the same value.
+"""
+
+import fnmatch
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.fs
+
+from raydelta.data.shards import BadItem, Item, is_plain
+from raydelta.errors import UserError
+from raydelta.storage import is_remote, open_address, without_secrets
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+PLACEHOLDERS = {
+    "any": r"(?:[^/]+/)*",  # folders, or nothing; brings its own slash, and does not count
+    "split": r"[^/]+",
+    "folder": r"(?:[^/]+/)*",  # as any, but counts
+    "camera": r"Stereo_[^/]+/Omni_[^/]+",
+    "path": r".+",
+    "name": r"[^/]+",
+    "number": r"\d+",
+}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+ONLY_SPLIT = "train"  # of a source that has none
+
+Key = tuple[tuple[str, str], ...]
+
+
+class File(NamedTuple):
+    """A picture in a source."""
+
+    path: str  # below the source, with / and its suffix
+    address: str
+    version: str  # changes when the content does
+
+
+class Listing(NamedTuple):
+    """The pictures of a source, the links in it that must not be followed, and the folders with nothing in them."""
+
+    files: list[File]
+    links: list[BadItem]
+    empty: list[str]  # below the source
+
+
+class Paired(NamedTuple):
+    """The items of every split, and what cannot become one."""
+
+    splits: dict[str, list[Item]]
+    bad: list[BadItem]
+
+
+def list_pictures(source: str | Path) -> Listing:
+    """Every picture below a folder or address but for hidden files (macOS leaves ``._NAME.png`` beside each).
+
+    Links that lead out of the source, and links to folders, are not followed.
+
+    Raises:
+        UserError: not a folder, or one below it cannot be read.
+    """
+    if is_remote(source):
+        return Listing(sorted(_list_remote(str(source))), [], [])
+    root = Path(source).expanduser().resolve()
+    if os.path.isfile(root):  # noqa: PTH113 - false, and no error, where it cannot be looked at
+        what = "an archive: unpack it first" if root.suffix.lower() in ARCHIVES else "a file, not a folder"
+        raise UserError(f"{source}: {what}")
+    listing = Listing([], [], [])
+    folders = [str(root)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
+                for entry in shown:
+                    _list_entry(entry, root, folders, listing)
+                if not shown:
+                    listing.empty.append(Path(folder).relative_to(root).as_posix())
+        except OSError as error:
+            raise UserError(f"{error.filename or folder}: cannot be read as a folder: {error.strerror}") from error
+    return Listing(sorted(listing.files), sorted(listing.links, key=str), listing.empty)
+
+
+def _list_entry(entry: os.DirEntry[str], root: Path, folders: list[str], listing: Listing) -> None:
+    path = Path(entry.path)
+    if entry.is_symlink() and (entry.is_dir() or _is_picture(entry.name)):
+        if not path.resolve().is_relative_to(root):
+            listing.links.append(BadItem(path, f"a symbolic link that leads out of {root}"))
+            return
+        if entry.is_dir():
+            listing.links.append(BadItem(path, "a symbolic link to a folder"))
+            return
+    if entry.is_dir():
+        folders.append(entry.path)
+    elif _is_picture(entry.name):
+        try:
+            stat = entry.stat()
+        except OSError as error:
+            listing.links.append(BadItem(path, f"cannot be read: {error.strerror}"))
+            return
+        version = f"{stat.st_size}:{stat.st_mtime_ns}"
+        listing.files.append(File(path.relative_to(root).as_posix(), entry.path, version))
+
+
+def _list_remote(source: str) -> Iterable[File]:
+    files, base = open_address(source)
+    try:
+        infos = files.get_file_info(pyarrow.fs.FileSelector(base, recursive=True))
+    except OSError as error:
+        raise UserError(f"{without_secrets(source)}: cannot be listed: {error}") from error
+    address, question, options = source.partition("?")
+    for info in infos:
+        path = info.path.removeprefix(base).lstrip("/")
+        if info.is_file and _is_picture(path) and not info.base_name.startswith("."):
+            yield File(path, f"{address.rstrip('/')}/{path}{question}{options}", f"{info.size}:{info.mtime_ns}")
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a pattern.
+
+    Raises:
+        UserError: an unknown or repeated placeholder, or none that tells the images apart.
+    """
+    parts = re.split(r"\{([^}]*)\}", pattern)
+    names = parts[1::2]
+    unknown = [name for name in names if name not in PLACEHOLDERS]
+    if unknown or len(set(names)) < len(names) or not set(names) & {"path", "name", "number"}:
+        raise UserError(
+            f"pattern {pattern!r}: a path below the source without suffix, with the placeholders "
+            f"{', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}, each at most once, and one of the last three"
+        )
+    return _compile(pattern)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    regex = ""
+    for index, part in enumerate(re.split(r"\{([^}]*)\}", pattern)):
+        if index % 2 == 0:
+            regex += re.escape(part)
+        else:
+            regex += PLACEHOLDERS[part] if part == "any" else f"(?P<{part}>{PLACEHOLDERS[part]})"
+    return re.compile(regex)
+
+
+def pair(
+    source: str | Path,
+    listing: Listing,
+    images: str,
+    labels: str | None,
+    *,
+    sequence: Callable[[str], str],
+    unlabelled_splits: Sequence[str] = (),
+    allow_unlabelled: bool = False,
+    only: str | None = None,
+) -> Paired:
+    """Images and labels by patterns; a split without any label is an unlabelled one.
+
+    Args:
+        labels: None if there are none.
+        sequence: image id → the drive or clip it belongs to.
+        unlabelled_splits: splits whose labels are dummies, not read.
+        allow_unlabelled: an image without a label in a split with labels is an unlabelled image, not an error.
+        only: a shell pattern that the image ids have to match.
+    """
+    label_files = _matching(listing, compile_pattern(labels)) if labels else {}
+    taken = {file.address for group in label_files.values() for file in group}
+    image_files = _matching(listing, compile_pattern(images), taken)
+    if only is not None:
+        image_files = {key: group for key, group in image_files.items() if fnmatch.fnmatch(_id(key), only)}
+        label_files = {key: group for key, group in label_files.items() if fnmatch.fnmatch(_id(key), only)}
+    label_files = {key: group for key, group in label_files.items() if _split(key) not in unlabelled_splits}
+    labelled_splits = {_split(key) for key in label_files}
+    for folder in listing.empty if "{split}" in images else ():
+        match = _compile(images.partition("{split}")[0] + "{split}").fullmatch(folder)
+        if match:
+            raise UserError(f"split {match['split']!r} is empty: no image in {source}/{folder}")
+    patterns = [pattern for pattern in (images, labels) if pattern]
+    bad = [link for link in listing.links if any(_concerns(source, link, pattern) for pattern in patterns)]
+    splits: dict[str, list[Item]] = defaultdict(list)
+    for key in sorted(image_files.keys() | label_files.keys()):
+        pictures, masks = image_files.get(key, []), label_files.get(key, [])
+        twice = next((group for group in (pictures, masks) if len(group) > 1), None)
+        files = [file.address for file in (*pictures, *masks)]
+        if twice is not None:
+            bad.append(BadItem(twice[1].address, f"the same name as {Path(twice[0].path).name}: which one is meant?"))
+        elif not pictures:
+            bad.append(BadItem(files[0], f"the label has no image of the same name ({images})"))
+        elif not masks and _split(key) in labelled_splits and not allow_unlabelled:
+            bad.append(BadItem(files[0], f"the image has no label of the same name ({labels})"))
+        elif not is_plain(_id(key)):
+            bad.append(BadItem(files[0], "the name has characters that are not printable, or a backslash"))
+        else:
+            version = " ".join(file.version for file in (*pictures, *masks))
+            label = files[1] if masks else None
+            splits[_split(key)].append(Item(_id(key), sequence(_id(key)), files[0], label, version))
+    return Paired(dict(sorted(splits.items(), key=lambda entry: split_order(entry[0]))), bad)
+
+
+def split_order(split: str) -> tuple[bool, bool, str]:
+    """Sorts train first and test last."""
+    return split != "train", split == "test", split
+
+
+def _matching(listing: Listing, pattern: re.Pattern[str], without: Iterable[str] = ()) -> dict[Key, list[File]]:
+    found: dict[Key, list[File]] = defaultdict(list)
+    for file in listing.files:
+        match = pattern.fullmatch(file.path.rpartition(".")[0])
+        if match and file.address not in without:
+            found[tuple(match.groupdict().items())].append(file)
+    return found
+
+
+def _id(key: Key) -> str:
+    return "/".join(value.strip("/") for name, value in key if name != "split" and value)
+
+
+def _split(key: Key) -> str:
+    return dict(key).get("split", ONLY_SPLIT)
+
+
+def _concerns(source: str | Path, link: BadItem, pattern: str) -> bool:
+    """Whether something below a link could match a pattern."""
+    fixed = pattern.partition("{")[0].rpartition("/")[0]
+    try:
+        path = Path(link.file).relative_to(Path(source).expanduser().resolve()).as_posix()
+    except ValueError:
+        return True
+    return not fixed or path == fixed or path.startswith(f"{fixed}/") or fixed.startswith(f"{path}/")
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - half a million times, and Path is slow
+
+
+def sequence_of(identifier: str) -> str:
+    """The drive or clip that an image belongs to, read from its id (its path within the split, without suffix).
+
+    The trailing frame number goes, and the separator and letter before it: ``0001TP_008550`` → ``0001TP``,
+    ``Seq05VD_f01620`` → ``Seq05VD``, ``aachen/aachen_000000_000019`` → ``aachen/aachen_000000``. A name that is only
+    a number belongs to its folder (``clip7/000123`` → ``clip7``, ``000123`` → ``all``). A name without a number at its
+    end is a sequence of its own.
+    """
+    folder, _, name = identifier.rpartition("/")
+    match = re.fullmatch(r"(.*?)(?:[-_. ]+[A-Za-z]?)?\d+", name)
+    prefix = match[1] if match else name
+    return "/".join(part for part in (folder, prefix) if part) or "all"
+
+
+def split_by_sequence(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> dict[str, list[Item]]:
+    """Splits of about these shares of the images; a sequence is never divided.
+
+    Raises:
+        UserError: shares that are not positive or fewer sequences than splits.
+    """
+    if not shares or min(shares.values()) <= 0:
+        raise UserError(f"split shares {dict(shares)}: every share has to be above 0")
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.sequence].append(item)
+    if len(groups) < len(shares):
+        raise UserError(
+            f"{len(shares)} splits need at least as many sequences, and there are {len(groups)} "
+            f"({', '.join(sorted(groups)[:5])}): frames of one sequence are too alike to be divided"
+        )
+    names = sorted(groups)
+    random.Random(seed).shuffle(names)
+    names.sort(key=lambda name: len(groups[name]), reverse=True)  # the large ones first, the small ones even out
+    total = sum(shares.values())
+    missing = {split: share / total * len(items) for split, share in shares.items()}
+    splits: dict[str, list[Item]] = {split: [] for split in shares}
+    for place, name in enumerate(names):
+        empty = [split for split in splits if not splits[split]]
+        choice = empty if len(names) - place == len(empty) else list(splits)
+        split = max(choice, key=lambda split: missing[split])
+        splits[split] += groups[name]
+        missing[split] -= len(groups[name])
+    return {split: sorted(chosen) for split, chosen in splits.items()}

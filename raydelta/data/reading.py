@@ -1,0 +1,200 @@
+"""Reading one image and its label: decoding, checking, cropping and resizing both alike.
+
+How a label file holds class values differs between data sets; a function for each way is here (``read_ids``, …), all
+with the same signature.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from raydelta.data.shards import UNDECODABLE, BadItem, Item, Row
+from raydelta.data.tables import Table, tables_that_hold
+from raydelta.data.writing import encode_jpeg, encode_label
+from raydelta.storage import read_bytes
+from raydelta.taxonomy import IGNORE
+
+EXIF_ORIENTATION = 0x0112
+EIGHT_BIT = {"RGB", "L", "P", "RGBA", "LA", "CMYK"}  # Pillow's modes of images that become RGB
+NOT_IDS = {
+    "I;16": "a 16-bit picture",
+    "I;16B": "a 16-bit picture",
+    "I": "a picture of more than 8 bits",
+    "RGB": "a colour picture",
+    "RGBA": "a colour picture with transparency",
+    "1": "a 1-bit picture",
+}
+PNG_BIT_DEPTH = 24  # its place in the file
+
+Box = tuple[int, int, int, int]
+ReadLabel = Callable[[str, bytes, Image.Image, Table], NDArray[np.unsignedinteger]]
+"""(file, its bytes, the decoded picture, the table) → values, [H, W]."""
+
+
+def encode_pair(
+    item: Item,
+    *,
+    table: Table,
+    ids: Mapping[int, int],
+    read_label: ReadLabel,
+    size: tuple[int, int] | None,
+    crop: Box | None,
+) -> Row:
+    """Read an image and its label, check both, crop and resize them alike.
+
+    Args:
+        ids: value in the label files → taxonomy id or 255; any other value is an error.
+        size: (width, height) to resize to, images smoothly and labels to the nearest pixel.
+        crop: (left, top, right, bottom) in pixels of the source, cut out before resizing.
+
+    Raises:
+        BadItem: one of the files breaks a rule.
+    """
+    original, data = _read_image(item.image)
+    image = _shape(original, item.image, size, crop, Image.Resampling.BILINEAR)
+    label = None
+    if item.label is not None:
+        mask = _read_mask(item.label, table, ids, read_label)
+        if mask.size != original.size:
+            raise BadItem(
+                item.label,
+                f"the label has {mask.width}×{mask.height} pixels, its image {original.width}×{original.height}",
+            )
+        label = encode_label(np.asarray(_shape(mask, item.label, size, crop, Image.Resampling.NEAREST)))
+    return Row(
+        id=item.id,
+        sequence=item.sequence,
+        image=data if data is not None and image is original else encode_jpeg(image),
+        label=label,
+        height=image.height,
+        width=image.width,
+    )
+
+
+def read_ids(file: str, data: bytes, image: Image.Image, table: Table) -> NDArray[np.unsignedinteger]:
+    """8-bit single-channel ids; a palette image counts by its indices, not its colours."""
+    if image.mode not in ("L", "P"):
+        found = NOT_IDS.get(image.mode, f"an image of Pillow's mode {image.mode}")
+        hint = ""
+        if _is_deep(data) and image.mode in ("RGB", "RGBA"):
+            found, hint = "a 16-bit colour picture", "; SYNTHIA's are read by --kind synthia-rand or synthia-seqs"
+        elif image.mode in ("RGB", "RGBA"):
+            pixels = np.asarray(image)
+            if not pixels[..., 1:3].any():
+                hint = "; only its red channel is used, as in CARLA's: --kind carla reads those"
+        raise BadItem(file, f"the label is {found}; expected 8-bit single-channel class ids{hint}")
+    return np.asarray(image)
+
+
+def read_first_channel(file: str, data: bytes, image: Image.Image, table: Table) -> NDArray[np.unsignedinteger]:
+    """SYNTHIA's: the class in the first channel, the instance in the second, 16 bits each; or plain 8-bit ids."""
+    if image.mode in ("L", "P"):
+        return np.asarray(image)
+    if image.mode == "I;16":
+        return np.asarray(image).astype(np.uint16)
+    if image.mode not in ("RGB", "RGBA"):
+        raise BadItem(file, f"the label has Pillow's mode {image.mode}; expected 16-bit RGB with the class in red")
+    channels = np.asarray(image)
+    if _is_deep(data):
+        # Pillow keeps the high byte of each, and that is zero.
+        import kornia_rs
+
+        shape = image.size[1], image.size[0]
+        channels = np.asarray(kornia_rs.io.decode_image_png_u16(data, shape, image.mode.lower()))
+    if channels[..., 2].any():
+        raise BadItem(file, "the label is a colour picture (blue is in use): offer the folder GT/LABELS, not GT/COLOR")
+    return channels[..., 0]
+
+
+def read_red_or_colours(file: str, data: bytes, image: Image.Image, table: Table) -> NDArray[np.unsignedinteger]:
+    """CARLA's: the class in the red channel, or the colours that its converter paints; transparency is ignored."""
+    if image.mode in ("L", "P"):
+        return np.asarray(image)
+    if image.mode not in ("RGB", "RGBA") or _is_deep(data):
+        raise BadItem(file, f"the label has Pillow's mode {image.mode}; expected 8-bit RGB with the class in red")
+    channels = np.asarray(image)[..., :3]
+    if not channels[..., 1:].any():
+        return channels[..., 0]
+    packed = channels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    known = {(r << 16) + (g << 8) + b: value for value, colours in table.colours.items() for r, g, b in colours}
+    found, places = np.unique(packed, return_inverse=True)
+    strange = [int(colour) for colour in found if int(colour) not in known]
+    if strange:
+        shown = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in strange[:5])
+        raise BadItem(file, f"the label has {len(strange)} colours that are not in CARLA's palette: {shown}")
+    values = np.array([known[int(colour)] for colour in found], dtype=np.uint8)
+    return values[places].reshape(packed.shape)
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether a PNG has 16 bits per channel."""
+    return data[:4] == b"\x89PNG" and data[PNG_BIT_DEPTH] == 16
+
+
+def _read_image(file: str) -> tuple[Image.Image, bytes | None]:
+    """The RGB image, upright, and its bytes where a shard can take them as they are."""
+    image, data = _load(file)
+    if image.mode not in EIGHT_BIT or _is_deep(data):
+        raise BadItem(file, f"the image has Pillow's mode {image.mode}; expected 8 bits per channel")
+    if image.format in ("JPEG", "PNG") and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1:
+        return image, data
+    return ImageOps.exif_transpose(image).convert("RGB"), None
+
+
+def _read_mask(file: str, table: Table, ids: Mapping[int, int], read_label: ReadLabel) -> Image.Image:
+    """The mask of taxonomy ids, mode L."""
+    image, data = _load(file)
+    if image.format == "JPEG":
+        raise BadItem(file, "the label is a JPEG, which is lossy; expected a PNG of class ids")
+    values = read_label(file, data, image, table)
+    counts = np.bincount(values.ravel())
+    present = set(np.flatnonzero(counts).tolist())
+    unknown = sorted(present - ids.keys())
+    if unknown:
+        what = "palette indices" if image.mode == "P" else "ids"
+        fitting = tables_that_hold(present)
+        hint = f"; all of its values are in: {', '.join(fitting)} (see --kind and --ids)" if fitting else ""
+        shown = unknown if len(unknown) <= 10 else [*unknown[:10], "…"]
+        raise BadItem(file, f"the label has the {what} {shown}, which are not in the table ({_ranges(ids)}){hint}")
+    lookup = np.full(len(counts), IGNORE, dtype=np.uint8)
+    for value in present:
+        lookup[value] = ids[value]
+    return Image.fromarray(lookup[values])
+
+
+def _load(file: str) -> tuple[Image.Image, bytes]:
+    try:
+        data = read_bytes(file)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadItem(file, f"cannot be read: {reason}") from error
+    if not data:
+        raise BadItem(file, "the file is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UNDECODABLE as error:
+        # Pillow names the buffer, at an address that differs every time.
+        raise BadItem(file, f"cannot be decoded: {str(error).split(' <_io.')[0]}") from error
+    return image, data
+
+
+def _shape(
+    image: Image.Image, file: str, size: tuple[int, int] | None, crop: Box | None, method: Image.Resampling
+) -> Image.Image:
+    if crop is not None:
+        if crop[2] > image.width or crop[3] > image.height:
+            raise BadItem(file, f"has {image.width}×{image.height} pixels, the crop {crop} reaches beyond")
+        image = image.crop(crop)
+    return image if size is None or image.size == size else image.resize(size, method)
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    """``[0, 1, 2, 255]`` → ``0-2, 255``."""
+    values = sorted(ids)
+    starts = [value for value in values if value - 1 not in values]
+    ends = [value for value in values if value + 1 not in values]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

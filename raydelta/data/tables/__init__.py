@@ -1,0 +1,78 @@
+"""What the values in the label files of published data sets mean, and how common each class is there.
+
+One YAML file for each data set: ``ids`` (value → name), where known ``shares`` (name → percent of all pixels) and, for
+dumps that hold colours instead of ids, ``colours`` (value → RGB colours).
+"""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raydelta.errors import UserError
+from raydelta.taxonomy import IGNORE, Taxonomy, map_names
+
+FOLDER = Path(__file__).parent
+NO_CLASS = {"void", "unlabeled", "unlabelled", "reserved"}
+"""Names of what nobody expects to become a class."""
+
+
+class Table(BaseModel):
+    """The meaning of the values in the label files of a data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ids: dict[int, str]
+    shares: dict[str, float] = {}
+    colours: dict[int, list[tuple[int, int, int]]] = {}
+
+    def to(self, taxonomy: Taxonomy) -> dict[int, int]:
+        """Value in the files → id of the taxonomy or 255."""
+        return map_names(self.ids, taxonomy)
+
+    def dropped(self, taxonomy: Taxonomy) -> list[str]:
+        """Names that have no class in the taxonomy and become void."""
+        names = [self.ids[value] for value, target in self.to(taxonomy).items() if target == IGNORE]
+        return sorted(set(names) - NO_CLASS)
+
+    def shares_of(self, taxonomy: Taxonomy) -> dict[str, float]:
+        """Class of the taxonomy → published percent of all pixels; empty if nothing was published."""
+        shares: dict[str, float] = {}
+        for name, percent in self.shares.items():
+            target = taxonomy.find(name)
+            if target != IGNORE:
+                shares[taxonomy.classes[target]] = shares.get(taxonomy.classes[target], 0.0) + percent
+        return shares
+
+
+def shipped_tables() -> list[str]:
+    """The names of the tables that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_table(name: str) -> Table:
+    """A shipped table, or one in a YAML or JSON file: value → name, alone or under the key ids, or a list of names.
+
+    Raises:
+        UserError: neither, or not of that form.
+    """
+    path = FOLDER / f"{name}.yaml" if name in shipped_tables() else Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"id table {name!r} is neither a file nor one of the shipped ones: {', '.join(shipped_tables())}"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text())
+        if isinstance(tree, list):
+            tree = dict(enumerate(tree))
+        table = Table(**tree if "ids" in tree else {"ids": tree})
+    except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"id table {path}: expected value: name lines, or a list of names: {error}") from error
+    if not table.ids or not all(0 <= value <= 65535 for value in table.ids):
+        raise UserError(f"id table {path}: needs values from 0 to 65535 with a name each")
+    return table
+
+
+def tables_that_hold(values: set[int]) -> list[str]:
+    """The shipped tables in which all of these values occur."""
+    return [name for name in shipped_tables() if values <= read_table(name).ids.keys()]

@@ -1,0 +1,458 @@
+"""Published layouts, made here with small pictures, and the traps that each is known for."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import kornia_rs
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydelta.data import checking, shards
+from raydelta.data.importers import FORMATS, detect, import_dataset
+from raydelta.data.shards import BadItem
+from raydelta.data.tables import Table, read_table, shipped_tables
+from raydelta.errors import UserError
+from raydelta.taxonomy import BUILT_IN, IGNORE, get_taxonomy
+
+WIDTH, HEIGHT = 24, 16
+ORIGINAL = Path(__file__).parents[2] / "../shared/data/original"
+SEQS_FRAME = ORIGINAL / "synthia-seqs-1frame"
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def photo(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+
+
+def stripes(values: list[int]) -> np.ndarray:
+    """[H, W]: columns of the values, the last row of the picture all the last value."""
+    return np.resize(np.array(values, dtype=np.uint16), (HEIGHT, WIDTH))
+
+
+def plain(path: Path, values: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(stripes(values).astype(np.uint8)).save(path)
+
+
+def palette(path: Path, values: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(stripes(values).astype(np.uint8))
+    picture.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
+    picture.save(path)
+
+
+def synthia(path: Path, values: list[int]) -> None:
+    """16-bit RGB: class in the first channel, instance in the second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint16)
+    channels[..., 0], channels[..., 1] = stripes(values), 193
+    kornia_rs.io.write_image_png_u16(str(path), channels, "rgb")
+
+
+def red(path: Path, values: list[int]) -> None:
+    """RGBA with the class in red, as CARLA saves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = np.zeros((HEIGHT, WIDTH, 4), dtype=np.uint8)
+    channels[..., 0], channels[..., 3] = stripes(values), 255
+    Image.fromarray(channels).save(path)
+
+
+def colours(path: Path, values: list[int]) -> None:
+    """RGBA with CARLA's colours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = read_table("carla").colours
+    channels = np.full((HEIGHT, WIDTH, 4), 255, dtype=np.uint8)
+    for value in values:
+        channels[stripes(values) == value, :3] = table[value][0]
+    Image.fromarray(channels).save(path)
+
+
+# kind: (image, label) files of two samples, how a label is written, the values in it and what they mean.
+CASES: dict[str, tuple[list[tuple[str, str]], Callable[[Path, list[int]], None], dict[int, str | None]]] = {
+    "cityscapes": (
+        [
+            (f"leftImg8bit/train/{name}_leftImg8bit.png", f"gtFine/train/{name}_gtFine_labelIds.png")
+            for name in ("aachen/aachen_000000_000019", "ulm/ulm_000001_000019")
+        ],
+        plain,
+        {0: None, 3: None, 7: "road", 8: "sidewalk", 24: "person", 25: "rider", 29: None, 33: "bicycle", 255: None},
+    ),
+    "idd": (
+        [
+            (f"leftImg8bit/train/{name}_leftImg8bit.jpg", f"gtFine/train/{name}_gtFine_labellevel3Ids.png")
+            for name in ("0/024541", "1/000123")
+        ],
+        plain,
+        {0: "road", 1: None, 4: "person", 9: "car", 25: "sky", 255: None},
+    ),
+    "synthia-rand": (
+        [(f"RAND_CITYSCAPES/RGB/{n:07d}.png", f"RAND_CITYSCAPES/GT/LABELS/{n:07d}.png") for n in (0, 9399)],
+        synthia,
+        {0: None, 1: "sky", 3: "road", 10: "person", 12: "motorcycle", 17: "rider", 21: "wall", 22: None},
+    ),
+    "synthia-seqs": (
+        [
+            (f"{drive}/RGB/Stereo_Left/Omni_F/000007.png", f"{drive}/GT/LABELS/Stereo_Left/Omni_F/000007.png")
+            for drive in ("SYNTHIA-SEQS-05-SPRING", "SYNTHIA-SEQS-01-DAWN")
+        ],
+        synthia,
+        {0: None, 1: "sky", 3: "road", 11: "bicycle", 12: None, 15: "traffic light"},
+    ),
+    "synthia-sf": (
+        [(f"SEQ{n}/RGBLeft/0000001.png", f"SEQ{n}/GTLeft/0000001.png") for n in (1, 2)],
+        synthia,
+        {0: None, 1: "road", 3: "building", 11: "sky", 12: "person", 19: "bicycle", 20: "road", 22: None},
+    ),
+    "gta5": (
+        [(f"images/{n:05d}.png", f"labels/{n:05d}.png") for n in (1, 24966)],
+        palette,
+        {0: None, 7: "road", 11: "building", 23: "sky", 33: "bicycle", 34: None},
+    ),
+    "camvid": (
+        [(f"train/{name}.png", f"trainannot/{name}.png") for name in ("0001TP_006690", "0016E5_01800")],
+        plain,
+        {0: "sky", 3: "road", 10: "bicyclist", 11: None},
+    ),
+    "carla": (
+        [(f"data{part}/CameraRGB/02_00_000.png", f"data{part}/CameraSeg/02_00_000.png") for part in "AB"],
+        red,
+        {0: None, 1: "building", 6: "road", 7: "road", 10: "car", 12: "traffic sign", 13: "sky"},
+    ),
+    "carla-0.9.14": (
+        [(f"data{part}/CameraRGB/02_00_000.png", f"data{part}/CameraSeg/02_00_000.png") for part in "AB"],
+        red,
+        {0: None, 1: "road", 3: "building", 11: "sky", 14: "car", 24: "road"},
+    ),
+    "folder": (
+        [(f"images/train/clip{n}_0001.jpg", f"labels/train/clip{n}_0001.png") for n in (1, 2)],
+        plain,
+        {0: "sky", 10: "bicyclist", 255: None},
+    ),
+}
+
+
+def build(kind: str, root: Path) -> Path:
+    files, write_label, values = CASES[kind]
+    for image, label in files:
+        photo(root / image)
+        write_label(root / label, list(values))
+    return root
+
+
+def stored(target: Path, split: str = "train") -> list[np.ndarray]:
+    return [shards.decode_label(row["label"]) for row in shards.read_rows(target, split).to_pylist()]
+
+
+def test_every_format_has_a_case() -> None:
+    assert CASES.keys() == FORMATS.keys()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_import(kind: str, tmp_path: Path) -> None:
+    source = build(kind, tmp_path / "source")
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    assert detect(source) == kind.removesuffix("-0.9.14")  # the two of CARLA lie alike
+    manifest = import_dataset(kind, source, tmp_path / "set")
+    classes = manifest.taxonomy
+    assert classes == get_taxonomy(FORMATS[kind].taxonomy)
+    assert manifest.domain == ("real" if kind in ("cityscapes", "idd", "camvid", "folder") else "synthetic")
+    values = CASES[kind][2]
+    wanted = {value: IGNORE if name is None else classes.find(name) for value, name in values.items()}
+    expected = np.vectorize(wanted.__getitem__)(stripes(list(values)))
+    labels = stored(tmp_path / "set")
+    assert len(labels) == 2
+    assert all(np.array_equal(label, expected) for label in labels)
+    assert len({sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")}) == 2
+    assert checking.check(tmp_path / "set").problems == []
+    assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_bad_files_of_every_format(kind: str, tmp_path: Path) -> None:
+    source = build(kind, tmp_path / "source")
+    image, label = CASES[kind][0][1]
+    content = (source / label).read_bytes()
+    (source / label).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadItem, match="cannot be decoded") as caught:
+        import_dataset(kind, source, tmp_path / "set")
+    assert caught.value.file.endswith(label)
+    CASES[kind][1](source / label, [199])
+    with pytest.raises(BadItem, match=r"ids|indices|red") as caught:
+        import_dataset(kind, source, tmp_path / "set")
+    assert caught.value.file.endswith(label)
+    manifest = import_dataset(kind, source, tmp_path / "set", skip_bad=True)
+    assert [Path(bad.file).name for bad in manifest.skipped] == [Path(label).name]
+    assert manifest.splits["train"].rows == 1
+    (source / image).unlink()
+    with pytest.raises(BadItem, match="the label has no image"):
+        import_dataset(kind, source, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_synthia_reads_zeros_with_pillow(tmp_path: Path) -> None:
+    """The trap itself, so that the day Pillow reads 16 bits is noticed."""
+    synthia(tmp_path / "label.png", [3, 12])
+    assert np.asarray(Image.open(tmp_path / "label.png")).max() == 0
+
+
+def test_16_bit_colour_masks_in_any_folder_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    source = build("folder", tmp_path / "source")
+    synthia(source / "labels/train/clip1_0001.png", [3])
+    with pytest.raises(BadItem, match=r"16-bit colour picture.*--kind synthia-rand"):
+        import_dataset("folder", source, tmp_path / "set")
+    red(source / "labels/train/clip1_0001.png", [3])
+    with pytest.raises(BadItem, match=r"only its red channel is used.*--kind carla"):
+        import_dataset("folder", source, tmp_path / "set")
+
+
+def test_colour_folders_are_not_labels(tmp_path: Path) -> None:
+    source = build("synthia-rand", tmp_path / "source")
+    photo(source / CASES["synthia-rand"][0][0][1])
+    with pytest.raises(BadItem, match="offer the folder GT/LABELS, not GT/COLOR"):
+        import_dataset("synthia-rand", source, tmp_path / "set")
+
+
+def test_labels_that_are_all_void(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for image, label in CASES["synthia-rand"][0]:
+        photo(source / image)
+        synthia(source / label, [0])
+    with pytest.raises(UserError, match=r"0000000\.png: every pixel is void, as in 1 more labels"):
+        import_dataset("synthia-rand", source, tmp_path / "set")
+
+
+def test_frames_of_seqs_are_not_taken_for_rand(tmp_path: Path) -> None:
+    source = build("synthia-seqs", tmp_path / "source")
+    with pytest.raises(UserError, match=r"not the layout of synthia-rand: .* it looks like synthia-seqs"):
+        import_dataset("synthia-rand", source, tmp_path / "set")
+
+
+def test_carla_colours(tmp_path: Path) -> None:
+    source = build("carla", tmp_path / "source")
+    label = source / CASES["carla"][0][0][1]
+    values = [1, 7, 10]
+    colours(label, values)
+    import_dataset("carla", source, tmp_path / "set")
+    classes = get_taxonomy("cityscapes19")
+    wanted = {1: classes.find("building"), 7: classes.find("road"), 10: classes.find("car")}
+    assert np.array_equal(stored(tmp_path / "set")[0], np.vectorize(wanted.__getitem__)(stripes(values)))
+    photo(label)
+    with pytest.raises(BadItem, match="colours that are not in CARLA's palette"):
+        import_dataset("carla", source, tmp_path / "other")
+
+
+def test_mismatched_pairs_of_gta5_are_skipped_and_listed(tmp_path: Path) -> None:
+    source = build("gta5", tmp_path / "source")
+    Image.new("P", (12, 8), 7).save(source / "labels/00001.png")
+    with pytest.raises(BadItem, match=r"00001\.png: the label has 12×8 pixels, its image 24×16"):
+        import_dataset("gta5", source, tmp_path / "set")
+    manifest = import_dataset("gta5", source, tmp_path / "set", skip_bad=True)
+    assert [Path(bad.file).name for bad in manifest.skipped] == ["00001.png"]
+
+
+def test_cityscapes_test_labels_are_dummies_and_its_splits_stay(tmp_path: Path) -> None:
+    source = build("cityscapes", tmp_path / "source")
+    for split, city in (("val", "lindau/lindau_000000_000019"), ("test", "berlin/berlin_000000_000019")):
+        photo(source / f"leftImg8bit/{split}/{city}_leftImg8bit.png")
+        plain(source / f"gtFine/{split}/{city}_gtFine_labelIds.png", [3] if split == "test" else [7])
+    manifest = import_dataset("cityscapes", source, tmp_path / "set")
+    labelled = {split: content.labelled for split, content in manifest.splits.items()}
+    assert labelled == {"train": 2, "val": 1, "test": 0}
+    assert [sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")] == [
+        "aachen/aachen_000000",
+        "ulm/ulm_000001",
+    ]
+
+
+def test_cityscapes_without_labels_and_unpacked_into_two_folders(tmp_path: Path) -> None:
+    source = build("cityscapes", tmp_path / "source")
+    (source / "images").mkdir()
+    (source / "leftImg8bit").rename(source / "images/leftImg8bit")
+    assert import_dataset("cityscapes", source, tmp_path / "set").splits["train"].labelled == 2
+    (source / "gtFine").rename(tmp_path / "gtFine")
+    assert detect(source) == "cityscapes"
+    assert import_dataset("cityscapes", source, tmp_path / "photos").splits["train"].labelled == 0
+
+
+def test_a_new_split_of_camvid_keeps_sequences_whole(tmp_path: Path) -> None:
+    source = build("camvid", tmp_path / "source")
+    manifest = import_dataset("camvid", source, tmp_path / "set", shares={"train": 0.5, "val": 0.5})
+    assert {split: content.rows for split, content in manifest.splits.items()} == {"train": 1, "val": 1}
+
+
+def test_own_patterns_and_own_ids(tmp_path: Path) -> None:
+    source = tmp_path / "lite"
+    for split in ("train", "val"):
+        photo(source / f"leftImg8bit/{split}/135/330189_image.jpg")
+        plain(source / f"gtFine/{split}/135/330189_label.png", [0, 6, 255])
+    (tmp_path / "ids.yaml").write_text("{0: road, 6: sky, 255: void}")
+    manifest = import_dataset(
+        "folder",
+        source,
+        tmp_path / "set",
+        images="leftImg8bit/{split}/{path}_image",
+        labels="gtFine/{split}/{path}_label",
+        ids=str(tmp_path / "ids.yaml"),
+        taxonomy="synthia13",
+    )
+    assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 1, "val": 1}
+    present = {manifest.taxonomy.classes[i] for i, count in enumerate(manifest.splits["val"].pixels) if count}
+    assert present == {"road", "sky"}
+    (tmp_path / "ids.yaml").write_text("{0: lawn, 6: pond, 255: void}")
+    with pytest.raises(UserError, match="none of the names in the id table"):
+        import_dataset(
+            "folder",
+            source,
+            tmp_path / "other",
+            images="leftImg8bit/{split}/{path}_image",
+            labels="gtFine/{split}/{path}_label",
+            ids=str(tmp_path / "ids.yaml"),
+        )
+
+
+def test_ids_that_fit_another_table_are_recognised(tmp_path: Path) -> None:
+    source = build("folder", tmp_path / "source")
+    plain(source / "labels/train/clip1_0001.png", [7, 26, 33])
+    with pytest.raises(BadItem, match=r"\[26, 33\].*all of its values are in: cityscapes, gta5"):
+        import_dataset("folder", source, tmp_path / "set")
+
+
+def test_streets_without_road_below_are_doubted(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for number in range(6):
+        photo(source / f"images/train/a_{number}.png")
+        plain(source / f"labels/train/a_{number}.png", [0, 1])
+    with pytest.warns(UserWarning, match="road covers 0.0% of the lower quarter of 6 labels"):
+        import_dataset("folder", source, tmp_path / "set")
+
+
+@pytest.mark.skipif(not SEQS_FRAME.is_dir(), reason="the frame of SYNTHIA-SEQS is not here")
+def test_published_frame_of_synthia(tmp_path: Path) -> None:
+    assert detect(SEQS_FRAME) == "synthia-seqs"
+    manifest = import_dataset("synthia-seqs", SEQS_FRAME, tmp_path / "set", taxonomy="synthia16", size=(640, 380))
+    assert manifest.options["dropped"] == ["lane marking"]
+    share = dict(zip(manifest.taxonomy.classes, manifest.splits["train"].pixels, strict=True))
+    assert max(share, key=share.__getitem__) in ("road", "building", "sky")
+    assert share["road"] > 0 and share["motorcycle"] == 0
+    assert checking.check(tmp_path / "set").problems == []
+
+
+# Tables and what data check says about shares
+
+
+def test_tables_are_whole() -> None:
+    for name in shipped_tables():
+        table = read_table(name)
+        assert set(table.shares) <= set(table.ids.values()), name
+        assert table.colours.keys() <= table.ids.keys(), name
+        assert sum(table.shares.values()) <= 101, name
+    trained = read_table("cityscapes").to(BUILT_IN["cityscapes19"])
+    # trainIds as in cityscapesscripts
+    assert [trained[value] for value in (7, 8, 11, 12, 13, 17, 19, 20, 21, 22)] == list(range(10))
+    assert [trained[value] for value in (23, 24, 25, 26, 27, 28, 31, 32, 33)] == list(range(10, 19))
+    assert sum(target != IGNORE for target in trained.values()) == 19
+    # SYNTHIA-RAND → trainIds as the usual converters have it
+    pairs = "3>0 4>1 2>2 21>3 5>4 7>5 15>6 9>7 6>8 16>9 1>10 10>11 17>12 8>13 18>14 19>15 20>16 12>17 11>18"
+    rand = read_table("synthia-rand").to(BUILT_IN["cityscapes19"])
+    assert {int(a): int(b) for a, b in (p.split(">") for p in pairs.split())} == {
+        value: target for value, target in rand.items() if target != IGNORE
+    }
+
+
+def test_shares_follow_the_classes() -> None:
+    table = Table(ids={1: "wall", 2: "building", 3: "lawn"}, shares={"wall": 1.0, "building": 20.0, "lawn": 3.0})
+    assert table.shares_of(BUILT_IN["camvid11"]) == {"building": 21.0}
+    assert table.dropped(BUILT_IN["camvid11"]) == ["lawn"]
+
+
+@pytest.mark.parametrize("text", ["7", "{a: b}", "[]", "{0: [road]}", "{ids: {0: road}, colour: 1}", "{-1: road}"])
+def test_bad_id_tables_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "ids.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"id table .*ids\.yaml"):
+        read_table(str(tmp_path / "ids.yaml"))
+
+
+def test_a_list_of_names_is_an_id_table(tmp_path: Path) -> None:
+    (tmp_path / "ids.yaml").write_text("[road, sky]")
+    assert read_table(str(tmp_path / "ids.yaml")).ids == {0: "road", 1: "sky"}
+
+
+def test_check_doubts_shares_that_are_far_from_the_published_ones(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    usual = [7] * 8 + [8] * 2 + [11] * 6 + [21] * 4 + [23] + [26] * 2 + [22]
+    for number in range(20):
+        photo(source / f"leftImg8bit/train/a/a_{number:06d}_000019_leftImg8bit.png")
+        plain(source / f"gtFine/train/a/a_{number:06d}_000019_gtFine_labelIds.png", usual)
+    import_dataset("cityscapes", source, tmp_path / "set")
+    report = checking.check(tmp_path / "set")
+    assert report.published["road"] == pytest.approx(32.7)
+    assert not any("road" in doubt for doubt in report.doubts)
+    for number in range(20):  # somebody's trainIds under the name of labelIds
+        plain(source / f"gtFine/train/a/a_{number:06d}_000019_gtFine_labelIds.png", [0] * 8 + [1, 2, 8, 10, 13] * 3)
+    with pytest.warns(UserWarning, match="road covers"):
+        import_dataset("cityscapes", source, tmp_path / "wrong")
+    report = checking.check(tmp_path / "wrong")
+    assert any(doubt.startswith("road covers 0.00 %, 32.7 % as published") for doubt in report.doubts)
+    assert "warning: road covers" in checking.format_report(report)
+    assert report.problems == []
+
+
+# Object storage
+
+
+def test_import_from_and_to_object_storage(s3: str, tmp_path: Path) -> None:
+    import boto3
+
+    source = build("synthia-rand", tmp_path / "source")
+    client = boto3.client("s3")
+    for path in source.rglob("*.png"):
+        client.upload_file(str(path), "raydelta-tests", f"source/{path.relative_to(source)}")
+    assert detect(f"{s3}/source") == "synthia-rand"
+    there = import_dataset("synthia-rand", f"{s3}/source", f"{s3}/set")
+    here = import_dataset("synthia-rand", source, tmp_path / "set")
+    assert shards.read_rows(f"{s3}/set", "train").equals(shards.read_rows(tmp_path / "set", "train"))
+    assert there.source == f"synthia-rand:{s3}/source"
+    assert there.splits["train"].pixels == here.splits["train"].pixels
+    assert checking.check(f"{s3}/set").problems == []
+    with pytest.raises(UserError, match="exists already"):
+        import_dataset("synthia-rand", source, f"{s3}/set")
+    with pytest.raises(UserError, match="not a data set"):
+        shards.read_manifest(f"{s3}/source")
+
+
+def test_an_interrupted_import_into_object_storage_is_no_data_set_and_goes_on(s3: str, tmp_path: Path) -> None:
+    import boto3
+
+    source = build("folder", tmp_path / "source")
+    photo(source / "images/test/z_1.jpg")
+    good = CASES["folder"][1]
+    (source / "labels/test").mkdir()
+    photo(source / "labels/test/z_1.png")  # a colour picture
+    target = f"{s3}/unfinished"
+    with pytest.raises(BadItem, match=r"z_1\.png"):
+        import_dataset("folder", source, target)
+    client = boto3.client("s3")
+    import_dataset("folder", source, target, splits=["train"], limit=2)
+    client.delete_object(Bucket="raydelta-tests", Key="unfinished/manifest.json")
+    with pytest.raises(UserError, match="its import was interrupted: run the same command again"):
+        shards.read_manifest(target)
+    written = client.head_object(Bucket="raydelta-tests", Key="unfinished/train-00000.parquet")["LastModified"]
+    import_dataset("folder", source, target, splits=["train"], limit=2)
+    again = client.head_object(Bucket="raydelta-tests", Key="unfinished/train-00000.parquet")["LastModified"]
+    assert again == written, "a finished shard is not written again"
+    good(source / "labels/test/z_1.png", [0, 10])
+    client.put_object(Bucket="raydelta-tests", Key="foreign/thesis.doc", Body=b"x")
+    with pytest.raises(UserError, match=r"holds other things already \(thesis\.doc\)"):
+        import_dataset("folder", source, f"{s3}/foreign")
+
+
+def test_bytes_are_taken_over(tmp_path: Path) -> None:
+    source = build("cityscapes", tmp_path / "source")
+    import_dataset("cityscapes", source, tmp_path / "set")
+    row = shards.read_rows(tmp_path / "set", "train").to_pylist()[0]
+    assert row["image"] == (source / CASES["cityscapes"][0][0][0]).read_bytes()
+    assert Image.open(io.BytesIO(row["image"])).size == (WIDTH, HEIGHT)
