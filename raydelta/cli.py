@@ -291,7 +291,7 @@ def _shares(splits: list[str]) -> dict[str, float] | None:
 
 
 def _prepare(overrides: list[str], preset: str | None, file: Path | None, runs: Path) -> Any:
-    from raydelta.cluster import ensure_ray
+    from raydelta.cluster import ensure_ray, warm_up
     from raydelta.config import load_config
     from raydelta.data.prepare import prepare_data
 
@@ -299,6 +299,7 @@ def _prepare(overrides: list[str], preset: str | None, file: Path | None, runs: 
     cluster = ensure_ray()
     preset = preset or ("gpu" if cluster.gpus else "laptop")
     _announce(cluster, preset)
+    warm_up()
     return prepare_data(load_config(preset, file, overrides), runs.resolve())
 
 

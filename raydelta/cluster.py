@@ -1,5 +1,6 @@
 """The Ray cluster that a command runs on: the running one if there is one, else a private one on this machine."""
 
+import importlib
 import logging
 import os
 import socket
@@ -77,6 +78,17 @@ def ensure_ray() -> Cluster:
         dashboard=f"http://{_dashboard[0]}" if _dashboard[0] else None,
         logs=Path(ray._private.worker._global_node.get_logs_dir_path()),
     )
+
+
+def warm_up() -> None:
+    """Let a worker process import torch and the rest while the driver still prepares the data."""
+    import ray
+
+    def import_all() -> None:
+        for name in ("raydelta.workers", "segmentation_models_pytorch"):
+            importlib.import_module(name)
+
+    ray.remote(num_cpus=1)(import_all).remote()
 
 
 _dashboard: list[str | None] = [None]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from raydelta.cluster import Cluster, ensure_ray
+from raydelta.cluster import Cluster, ensure_ray, warm_up
 from raydelta.config import (
     Config,
     Positive,
@@ -185,6 +185,7 @@ def run_tune(
     cluster = ensure_ray()
     preset = preset or ("gpu" if cluster.gpus else "laptop")
     announce(cluster, preset)
+    warm_up()
     trial_resources(space, cluster)
     config = load_config(preset, config_file, space.config | given)
     runs = runs.resolve()

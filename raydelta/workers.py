@@ -1,8 +1,8 @@
-"""The adapters that start the training loop: as Ray Train workers, as a plain Tune function, or in this process.
+"""The adapters that start the training loop: as Ray Train workers, as a Ray task, as a Tune function, or right here.
 
 Each opens the sets, finds the place, and hands the loop a ``report`` function; the loop knows none of them. Whoever
-finishes the last step publishes the checkpoint as the job's stage. A plain function in Tune costs about 2 s where a
-Ray Train run costs 11, so trials on one device take that way.
+finishes the last step publishes the checkpoint as the job's stage. Ray Train is for several devices: it takes 11 to 17
+seconds to start, where a task or a plain Tune function takes 2, so a training on one device takes that way.
 """
 
 import json
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from raydelta.stages import complete_stage, replace_directory
 from raydelta.training import TrainingError, train
 
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
+MAX_FAILURES = 2  # processes of one training that may die
 
 
 def find_place(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Place:
@@ -60,17 +62,8 @@ def open_large_sets(job: Job) -> dict[str, Any]:
 
 def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
     """Train a job in this process, from its last checkpoint if it was interrupted, and publish it."""
-    working = working_directory(job)
-
-    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        if checkpoint is not None:
-            replace_directory(checkpoint, working / "checkpoint")
-        publish_if_last(job, metrics, checkpoint)
-        on_report(metrics)
-
-    last = working / "checkpoint"
-    run_loop(job, open_large_sets(job), find_place(job.config), report, last if last.exists() else None)
-    shutil.rmtree(working, ignore_errors=True)
+    _train_alone(job, open_large_sets(job), on_report)
+    shutil.rmtree(working_directory(job), ignore_errors=True)
 
 
 def train_on_ray(
@@ -79,21 +72,20 @@ def train_on_ray(
     large: Mapping[str, Any] | None = None,
     resources: Mapping[str, float] | None = None,
 ) -> None:
-    """Train a job with Ray Train on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
+    """Train a job on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
+
+    One worker is a Ray task, several are Ray Train. A killed worker is replaced, and the training goes on from the last
+    checkpoint; a rerun after a killed driver too.
 
     Args:
         large: the large sets, if they are open already.
         resources: what each worker reserves; a CPU, and a GPU where there are some, if None.
-
-    A killed worker is replaced, and the training goes on from the last checkpoint; a rerun after a killed driver too.
 
     Raises:
         UserError: the cluster cannot give so many workers, or the input is bad.
         TrainingError: a loss is not finite.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     workers, gpu = choose_workers(job)
     working = working_directory(job)
@@ -105,22 +97,76 @@ def train_on_ray(
     resources = dict(resources or ({"CPU": 0.5 if streamed and not gpu else 1} | ({"GPU": 1} if gpu else {})))
     if streamed and large is None:
         share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - resources["CPU"] * workers)
-    trainer = TorchTrainer(
+    references = {name: ray.put(images) for name, images in held.items()}
+    if workers == 1:
+        settings = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "max_retries": MAX_FAILURES}
+        task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
+        work = partial(_get, task.remote(job, references, streamed, progress))
+    else:
+        work = _trainer(job, references, streamed, workers, gpu, resources, progress).fit
+    _run_beside(work, _follow(progress, on_report))
+    if not job.done:
+        raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
+    shutil.rmtree(working, ignore_errors=True)
+
+
+def _get(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
+
+
+def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], progress: Path) -> None:
+    """A training on one device. Ray starts it again when its process dies."""
+    import ray
+
+    torch.set_num_threads(1)
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        with progress.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    large = {name: ray.get(reference) for name, reference in references.items()}
+    _train_alone(job, large | {name: rows.iterator() for name, rows in streamed.items()}, on_report)
+
+
+def _train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[str, Any]], None]) -> None:
+    last = working_directory(job) / "checkpoint"
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            replace_directory(checkpoint, last)
+        publish_if_last(job, metrics, checkpoint)
+        on_report(metrics)
+
+    run_loop(job, large, find_place(job.config), report, last if last.exists() else None)
+
+
+def _trainer(
+    job: Job,
+    references: Mapping[str, Any],
+    streamed: Mapping[str, Any],
+    workers: int,
+    gpu: bool,
+    resources: dict[str, float],
+    progress: Path,
+) -> Any:
+    """The Ray Train run of a job. It resumes from what a killed one has left under the same path and name."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "held": {name: ray.put(images) for name, images in held.items()}},
-        datasets=streamed or None,
+        train_loop_config={"job": job, "held": references},
+        datasets=dict(streamed) or None,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name="train",
-            storage_path=str(working.resolve()),
-            failure_config=FailureConfig(max_failures=2),
+            storage_path=str(progress.parent.resolve()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[_progress_callback(progress)],
         ),
     )
-    _run_beside(trainer.fit, _follow(progress, on_report))
-    if not job.done:
-        raise TrainingError(f"{job.directory.name}: Ray Train ended without a finished training; see {working}")
-    shutil.rmtree(working, ignore_errors=True)
 
 
 def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float]) -> None:
@@ -190,7 +236,7 @@ def working_directory(job: Job) -> Path:
 def choose_workers(job: Job) -> tuple[int, bool]:
     """How many workers train a job with Ray Train, and whether each has a GPU.
 
-    If ``compute.workers`` does not say: every GPU of the cluster, or two CPU cores, as far as the batches divide.
+    If ``compute.workers`` does not say: every GPU of the cluster, as far as the batches divide, or one CPU.
 
     Raises:
         UserError: the cluster will never have as many as are asked for, or they do not divide the batch.
@@ -201,8 +247,7 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
     asked = job.config.compute.workers
     if asked is None:
-        devices = gpus or min(2, cpus)
-        return max(n for n in range(1, devices + 1) if not any(batch % n for batch in job.batches)), gpus > 0
+        return max(n for n in range(1, max(1, gpus) + 1) if not any(batch % n for batch in job.batches)), gpus > 0
     if any(batch % asked for batch in job.batches):
         batches = " and ".join(map(str, job.batches))
         raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")

@@ -119,6 +119,16 @@ def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_pa
     assert "labels.budget = 500" in outcome.failed[0]
 
 
+def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_path: Path) -> None:
+    """Whatever the driver of a trial reserves, its workers need every CPU."""
+    search = {"guidance.weight": {"choice": [0.3]}}
+    several = {"trials": 1, "resources": {"workers": 2}, "scheduler": "none"}
+    space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, **several)
+    outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    assert outcome.failed == []
+    assert len(list((tmp_path / "runs").glob("translator-*/stage.json"))) == 1
+
+
 def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path: Path) -> None:
     from PIL import Image
 

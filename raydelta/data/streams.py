@@ -5,7 +5,9 @@ memory visits every image once an epoch in a seeded order, wraps where a batch i
 the very image where it stopped. A Ray Data stream resumes at the start of an epoch.
 """
 
-from collections.abc import Collection, Iterator
+import queue
+import threading
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,6 +18,10 @@ from torch import Tensor
 from raydelta.data.shards import decode, read_manifest, read_rows, shard_paths
 from raydelta.errors import UserError
 from raydelta.place import Place
+
+PIECE = 64  # rows that come from Ray Data at once
+PIECES_AHEAD = 4
+POOL = 512  # rows to draw from at random
 
 
 class Stream(Protocol):
@@ -65,7 +71,8 @@ class MemoryStream:
         rows = np.array([self._row(index) for index in range(first, first + share)])
         self.position += self.batch
         labels = self.images.labels
-        return self._move(self.images.pixels[rows]), None if labels is None else self._move(labels[rows])
+        pixels = to_device(self.images.pixels[rows], self.place)
+        return pixels, None if labels is None else to_device(labels[rows], self.place)
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, the same on every rank."""
@@ -82,43 +89,42 @@ class MemoryStream:
             self._orders = {key: value for key, value in self._orders.items() if key >= epoch - 1} | {epoch: order}
         return int(self._orders[epoch][slot])
 
-    def _move(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.place.device.type == "cuda":
-            return tensor.pin_memory().to(self.place.device, non_blocking=True)
-        return tensor
+
+def to_device(array: np.ndarray, place: Place) -> Tensor:
+    """A tensor on the place's device, copied while the host goes on."""
+    tensor = torch.from_numpy(array)
+    if place.device.type == "cuda":
+        return tensor.pin_memory().to(place.device, non_blocking=True)
+    return tensor
 
 
 class RayStream:
-    """Epochs over a Ray Data iterator of decoded rows (columns pixels, labels), shuffled in a local buffer."""
+    """Epochs over a Ray Data iterator of decoded rows (columns pixels, labels), drawn from a shuffled pool.
+
+    A thread keeps reading, into the next epoch too: starting one takes Ray Data seconds, and training should not wait.
+    """
 
     def __init__(self, rows: Any, batch: int, seed: int, place: Place) -> None:
-        self.rows, self.batch, self.seed, self.place = rows, batch // place.world, seed, place
-        self.epoch = 0
-        self._batches: Iterator[dict[str, Tensor]] = iter(())
+        self.rows, self.batch, self.place = rows, batch // place.world, place
+        self.epoch = 0  # that is being drawn, from 1
+        self._random = np.random.default_rng([seed, place.rank])
+        self._pool: list[tuple[dict[str, np.ndarray], int]] = []  # rows of the current epoch: piece and place in it
+        self._read: queue.Queue[dict[str, np.ndarray] | BaseException | None] = queue.Queue(maxsize=PIECES_AHEAD)
+        self._stopped = threading.Event()
+        self._reader: threading.Thread | None = None
+        self._ended = True  # whether all of the current epoch was read
 
     def next(self) -> tuple[Tensor, Tensor | None]:
-        """The next batch of this rank, on its device; a short one only where the set has no full one."""
-        batch = next(self._batches, None)
-        if batch is None:
-            self._batches = self._read_epoch()
-            self.epoch += 1
-            batch = next(self._batches, None)
-            if batch is None:
-                raise UserError("a streamed set has fewer images than there are workers")
-        return batch["pixels"], batch.get("labels")
-
-    def _read_epoch(self) -> Iterator[dict[str, Tensor]]:
-        batches = self.rows.iter_torch_batches(
-            batch_size=self.batch,
-            device=self.place.device,
-            prefetch_batches=4,
-            local_shuffle_buffer_size=16 * self.batch,
-            local_shuffle_seed=self.seed + self.epoch,
-        )
-        for number, batch in enumerate(batches):
-            if number == 0 or len(batch["pixels"]) == self.batch:
-                yield batch
+        """The next batch of this rank, on its device."""
+        drawn: list[tuple[dict[str, np.ndarray], int]] = []
+        while len(drawn) < self.batch:
+            self._fill()
+            index = int(self._random.integers(len(self._pool)))
+            self._pool[index], self._pool[-1] = self._pool[-1], self._pool[index]
+            drawn.append(self._pool.pop())
+        columns = {name: np.stack([piece[name][row] for piece, row in drawn]) for name in drawn[0][0]}
+        labels = columns.get("labels")
+        return to_device(columns["pixels"], self.place), None if labels is None else to_device(labels, self.place)
 
     def state(self) -> dict[str, Any]:
         """The epoch; the place within it is not exact in a parallel stream."""
@@ -127,6 +133,53 @@ class RayStream:
     def load_state(self, state: dict[str, Any]) -> None:
         """Start the epoch again in which another stream stood."""
         self.epoch = max(0, state["epoch"] - 1)
+
+    def _fill(self) -> None:
+        """Keep the pool full from the current epoch; begin the next one when it is empty."""
+        if self._reader is None:
+            self._reader = threading.Thread(
+                target=_read_epochs, args=(self.rows, self._read, self._stopped), daemon=True
+            )
+            self._reader.start()
+        while not self._pool or (len(self._pool) < POOL and not self._ended):
+            if self._ended:
+                self.epoch, self._ended = self.epoch + 1, False
+            piece = self._read.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                self._ended = True
+            else:
+                self._pool += [(piece, row) for row in range(len(piece["pixels"]))]
+
+    def __del__(self) -> None:
+        self._stopped.set()
+
+
+def _read_epochs(rows: Any, read: queue.Queue[Any], stopped: threading.Event) -> None:
+    """Put pieces of endless epochs into the queue, None after each epoch, and an error if there is one."""
+
+    def put(piece: Any) -> None:
+        while not stopped.is_set():
+            try:
+                read.put(piece, timeout=1)
+                return
+            except queue.Full:
+                continue
+
+    try:
+        while not stopped.is_set():
+            empty = True
+            for piece in rows.iter_batches(batch_size=PIECE, batch_format="numpy", prefetch_batches=2):
+                empty = False
+                put(piece)
+                if stopped.is_set():
+                    return
+            if empty:
+                raise UserError("a streamed set has fewer images than there are workers")
+            put(None)
+    except BaseException as error:  # handed to whoever draws
+        put(error)
 
 
 def load_images(
@@ -159,9 +212,8 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
         arrays = decode(table, size, with_labels=labels, num_classes=len(manifest.taxonomy))
         return {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
 
-    rows = ray.data.read_parquet(shard_paths(uri, split), shuffle="files", ray_remote_args=task)
-    rows = rows.select_columns(columns)
-    return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=64, **task)
+    rows = ray.data.read_parquet(shard_paths(uri, split), columns=columns, shuffle="files", **task)
+    return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=PIECE, **task)
 
 
 def is_streamed(images: Any) -> bool:

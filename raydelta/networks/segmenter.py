@@ -4,7 +4,6 @@ import inspect
 import warnings
 from typing import Any
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
@@ -18,6 +17,8 @@ def build_segmenter(config: SegmenterConfig, classes: int) -> nn.Module:
     Raises:
         UserError: the library knows no such architecture or encoder, or they do not go together.
     """
+    import segmentation_models_pytorch as smp  # two seconds, with torchvision and timm, that the driver need not pay
+
     architectures = {name.lower(): model for name, model in vars(smp).items() if _is_architecture(model)}
     model = architectures.get(config.architecture.lower())
     if model is None:
