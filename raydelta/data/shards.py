@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
@@ -28,7 +28,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raydelta.errors import UserError
-from raydelta.storage import absolute, join, open_address
+from raydelta.storage import absolute, join, open_address, without_secrets
 from raydelta.taxonomy import IGNORE, Taxonomy
 
 FORMAT = 1
@@ -248,6 +248,17 @@ def read_rows(
     return table
 
 
+def read_groups(address: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of one shard, a few at a time.
+
+    Raises:
+        UserError: missing or damaged shard.
+    """
+    with _opened(address) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, list(columns))
+
+
 def decode(
     rows: pa.Table | Mapping[str, Iterable[Any]],
     size: tuple[int, int] | None,
@@ -322,15 +333,19 @@ def _split(uri: str | Path, split: str) -> Split:
     return splits[split]
 
 
+def _parquet(uri: str | Path, shard: Shard) -> AbstractContextManager[pq.ParquetFile]:
+    return _opened(join(absolute(uri), shard.file))
+
+
 @contextmanager
-def _parquet(uri: str | Path, shard: Shard) -> Iterator[pq.ParquetFile]:
-    files, base = open_address(uri)
+def _opened(address: str) -> Iterator[pq.ParquetFile]:
+    files, path = open_address(address)
     try:
-        with files.open_input_file(f"{base}/{shard.file}") as handle, pq.ParquetFile(handle) as file:
+        with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
             yield file
     except (OSError, pa.ArrowException, KeyError, ValidationError) as error:
         raise UserError(
-            f"{uri}: shard {shard.file} cannot be read: {error}; `raydelta data check` says more"
+            f"{without_secrets(address)}: shard cannot be read: {error}; `raydelta data check` says more"
         ) from error
 
 

@@ -7,7 +7,7 @@ the very image where it stopped. A Ray Data stream resumes at the start of an ep
 
 import queue
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydelta.data.shards import decode, read_manifest, read_rows, shard_paths
+from raydelta.data.shards import decode, read_groups, read_manifest, read_rows, shard_paths
 from raydelta.errors import UserError
 from raydelta.place import Place
 
@@ -201,19 +201,26 @@ def load_images(
 
 
 def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True) -> Any:
-    """A split as a Ray Data set of decoded rows (columns pixels, labels), for sets that do not fit into memory."""
+    """A split as a Ray Data set of decoded rows (columns pixels, labels), for sets that do not fit into memory.
+
+    A task reads and decodes one shard, in an order that changes with every epoch. Ray's own ``read_parquet`` lists the
+    files anew at the start of every epoch, which takes it seconds, and the manifest knows them.
+    """
     import ray.data
 
     columns = ["id", "image", *(["label"] if labels else [])]
-    manifest = read_manifest(uri)
-    task = {"num_cpus": 0.5}  # a small machine must fit one task of every set beside the training
+    classes = len(read_manifest(uri).taxonomy)
 
-    def decode_rows(table: Any) -> dict[str, np.ndarray]:
-        arrays = decode(table, size, with_labels=labels, num_classes=len(manifest.taxonomy))
-        return {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
+    def decode_shards(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for address in batch["shard"]:
+            for rows in read_groups(str(address), columns):
+                arrays = decode(rows, size, with_labels=labels, num_classes=classes)
+                yield {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
 
-    rows = ray.data.read_parquet(shard_paths(uri, split), columns=columns, shuffle="files", **task)
-    return rows.map_batches(decode_rows, batch_format="pyarrow", batch_size=PIECE, **task)
+    shards = [{"shard": address} for address in shard_paths(uri, split)]
+    rows = ray.data.from_items(shards, override_num_blocks=len(shards)).randomize_block_order()
+    # Half a CPU: a small machine must fit one task of every set beside the training.
+    return rows.map_batches(decode_shards, batch_size=1, num_cpus=0.5)
 
 
 def is_streamed(images: Any) -> bool:
