@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import describe_machine, print_table, write_json
+from benchmarks.common import describe_machine, memory_of_session, print_table, write_json
 
 COMMAND = [str(Path(sys.executable).with_name("raydelta"))]
 
@@ -68,23 +68,6 @@ def watch(command: list[str], runs: Path) -> dict[str, Any]:
         "seconds": time.monotonic() - start,
         "peak_memory_gib": peak / 2**30,
     }
-
-
-def memory_of_session(leader: int) -> float:
-    """Bytes (PSS) of every process that descends from the leader."""
-    parents, sizes = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                rollup = (entry / "smaps_rollup").read_text()
-                sizes[int(entry.name)] = 1024 * int(rollup.split("\nPss:")[1].split()[0])
-            except (OSError, IndexError):
-                continue  # it ended while we looked
-    family = {leader}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return float(sum(sizes.get(pid, 0) for pid in family))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.data.test_formats import build
 from tests.tiny import TINY_ARGUMENTS
 
 COMMAND = [sys.executable, "-m", "raydelta.cli"]
@@ -30,6 +31,8 @@ def interrupt_when(path_appears: str, folder: Path, *arguments: object, with_sig
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs, and with them these tests, deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 200
     while not any(folder.glob(path_appears)):
@@ -116,6 +119,19 @@ def test_simulate_check_show_and_a_damaged_shard(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert shard.name in run("data", "check", target, expect=1).stdout
+
+
+def test_import_with_a_new_split_and_other_classes(tmp_path: Path) -> None:
+    source = build("cityscapes", tmp_path / "source")
+    arguments = ["data", "import", source, tmp_path / "set", "--split", "train=0.5,test=0.5", "--taxonomy", "camvid11"]
+    printed = run(*arguments, "--size", "32x16", "--workers", 1).stdout
+    assert "void, as camvid11 has no such class: " in printed
+    assert "parking" in printed
+    report = run("data", "check", tmp_path / "set").stdout
+    assert "train: 1 images, 1 labelled" in report
+    assert "test: 1 images, 1 labelled" in report
+    assert "(published 32.70%)" in report
+    assert "expected names, or NAME=SHARE" in run(*arguments[:4], "--split", "train=most", expect=1).stderr
 
 
 def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:

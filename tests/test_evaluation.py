@@ -20,10 +20,11 @@ from raydelta.evaluation import (
     mean_iou,
     read_table,
     spread_of,
+    subset_means,
     write_table,
 )
 from raydelta.place import Place
-from raydelta.taxonomy import IGNORE
+from raydelta.taxonomy import BUILT_IN, IGNORE
 
 torch.set_num_threads(1)
 
@@ -160,3 +161,18 @@ def test_the_table_can_leave_the_classes_out() -> None:
 def test_spread() -> None:
     assert spread_of([31.24]) == "31.2"
     assert spread_of([1.0, 3.0]) == "2.0 ± 1.4"
+
+
+def test_cityscapes_gives_the_means_over_16_and_13_classes_too(tmp_path: Path) -> None:
+    per_class: dict[str, float | None] = dict.fromkeys(BUILT_IN["cityscapes19"].classes, 40.0)
+    per_class |= {"terrain": 0.0, "truck": None, "wall": 8.0, "fence": 8.0, "pole": 8.0}
+    means = subset_means(per_class)
+    assert means == {"synthia16": pytest.approx((13 * 40 + 3 * 8) / 16), "synthia13": pytest.approx(40)}
+    assert subset_means(dict.fromkeys(BUILT_IN["camvid11"].classes, 1.0)) == {}
+    rows = [row(seed=seed).model_copy(update={"per_class": per_class, "means": means}) for seed in (0, 1)]
+    write_table(tmp_path, rows)
+    assert read_table(tmp_path) == rows
+    line = next(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    assert (float(line["synthia13"]), line["truck"]) == (40, "")
+    header, shown = show(rows, with_classes=False)[-2:]
+    assert dict(zip(header, shown, strict=True))["synthia13"] == "40.0 ± 0.0"

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from raydelta.errors import UserError
-from raydelta.taxonomy import BUILT_IN, CAMVID11, IGNORE, get_taxonomy
+from raydelta.taxonomy import BUILT_IN, CAMVID11, IGNORE, get_taxonomy, map_names
 
 
 def test_built_in_taxonomies_are_whole() -> None:
@@ -87,4 +87,28 @@ def test_as_many_classes_as_ids_and_no_more(tmp_path: Path) -> None:
 def test_what_would_garble_a_table_or_a_picture_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=r"mine\.yaml"):
+        get_taxonomy(str(tmp_path / "mine.yaml"))
+
+
+def test_names_lead_to_classes() -> None:
+    cityscapes, camvid = BUILT_IN["cityscapes19"], CAMVID11
+    assert [camvid.find(name) for name in ("person", "Traffic_Light", "wall", "lane-marking")] == [9, 6, 1, 3]
+    assert cityscapes.find("pedestrian") == cityscapes.classes.index("person")
+    assert cityscapes.find("lane marking") == IGNORE
+    assert map_names({7: "road", 8: "lawn"}, camvid) == {7: 3, 8: IGNORE}
+
+
+def test_the_smaller_taxonomies_of_synthia() -> None:
+    full = BUILT_IN["cityscapes19"].classes
+    ids = {size: [full.index(name) for name in BUILT_IN[f"synthia{size}"].classes] for size in (16, 13)}
+    assert ids[16] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
+    assert ids[13] == [0, 1, 2, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18]
+
+
+def test_an_own_taxonomy_with_colours_and_other_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("{name: mine, classes: {lane: [1, 2, 3]}, also: {lane: [road, road line]}}")
+    taxonomy = get_taxonomy(str(tmp_path / "mine.yaml"))
+    assert (taxonomy.classes, taxonomy.palette, taxonomy.find("road line")) == (("lane",), ((1, 2, 3),), 0)
+    (tmp_path / "mine.yaml").write_text("{name: mine, classes: {lane: [1, 2, 3]}, also: {line: [road]}}")
+    with pytest.raises(UserError, match="also: line is not among the classes"):
         get_taxonomy(str(tmp_path / "mine.yaml"))

@@ -38,6 +38,18 @@ def test_sets_too_large_for_the_cache_stream(config: Config, tmp_path: Path) -> 
     assert translator.done
 
 
+def test_sets_in_object_storage(config: Config, s3: str, tmp_path: Path) -> None:
+    import boto3
+
+    for path in Path(config.data.synthetic).iterdir():
+        boto3.client("s3").upload_file(str(path), "raydelta-tests", f"synthetic/{path.name}")
+    base = override(config, {"data.synthetic": f"{s3}/synthetic", "data.cache_gib": 0.0})
+    job = make_job("expert", base, tmp_path)
+    assert job.directory.name == make_job("expert", config, tmp_path).directory.name, "the same data, wherever it lies"
+    train_on_ray(job)
+    assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+
+
 @pytest.mark.parametrize(("workers", "name"), [(1, "_task"), (2, "RayTrainWorker")])
 def test_killed_worker_goes_on_from_the_last_checkpoint(
     workers: int, name: str, config: Config, tmp_path: Path

@@ -5,7 +5,8 @@ with the same signature.
 """
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ PNG_BIT_DEPTH = 24  # its place in the file
 
 Box = tuple[int, int, int, int]
 ReadLabel = Callable[[str, bytes, Image.Image, Table], NDArray[np.unsignedinteger]]
-"""(file, its bytes, the decoded picture, the table) → values, [H, W]."""
+"""(file, its bytes, the picture, the table) → values, [H, W]."""
 
 
 def encode_pair(
@@ -97,13 +98,17 @@ def read_first_channel(file: str, data: bytes, image: Image.Image, table: Table)
         return np.asarray(image).astype(np.uint16)
     if image.mode not in ("RGB", "RGBA"):
         raise BadItem(file, f"the label has Pillow's mode {image.mode}; expected 16-bit RGB with the class in red")
-    channels = np.asarray(image)
     if _is_deep(data):
         # Pillow keeps the high byte of each, and that is zero.
         import kornia_rs
 
         shape = image.size[1], image.size[0]
-        channels = np.asarray(kornia_rs.io.decode_image_png_u16(data, shape, image.mode.lower()))
+        try:
+            channels = np.asarray(kornia_rs.io.decode_image_png_u16(data, shape, image.mode.lower()))
+        except Exception as error:  # it knows no other
+            raise ValueError(str(error)) from error
+    else:
+        channels = np.asarray(image)
     if channels[..., 2].any():
         raise BadItem(file, "the label is a colour picture (blue is in use): offer the folder GT/LABELS, not GT/COLOR")
     return channels[..., 0]
@@ -136,7 +141,9 @@ def _is_deep(data: bytes) -> bool:
 
 def _read_image(file: str) -> tuple[Image.Image, bytes | None]:
     """The RGB image, upright, and its bytes where a shard can take them as they are."""
-    image, data = _load(file)
+    image, data = _open(file)
+    with _decoding(file):
+        image.load()
     if image.mode not in EIGHT_BIT or _is_deep(data):
         raise BadItem(file, f"the image has Pillow's mode {image.mode}; expected 8 bits per channel")
     if image.format in ("JPEG", "PNG") and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1:
@@ -146,10 +153,11 @@ def _read_image(file: str) -> tuple[Image.Image, bytes | None]:
 
 def _read_mask(file: str, table: Table, ids: Mapping[int, int], read_label: ReadLabel) -> Image.Image:
     """The mask of taxonomy ids, mode L."""
-    image, data = _load(file)
+    image, data = _open(file)
     if image.format == "JPEG":
         raise BadItem(file, "the label is a JPEG, which is lossy; expected a PNG of class ids")
-    values = read_label(file, data, image, table)
+    with _decoding(file):
+        values = read_label(file, data, image, table)
     counts = np.bincount(values.ravel())
     present = set(np.flatnonzero(counts).tolist())
     unknown = sorted(present - ids.keys())
@@ -165,21 +173,27 @@ def _read_mask(file: str, table: Table, ids: Mapping[int, int], read_label: Read
     return Image.fromarray(lookup[values])
 
 
-def _load(file: str) -> tuple[Image.Image, bytes]:
+def _open(file: str) -> tuple[Image.Image, bytes]:
+    """The picture, not decoded yet, and the bytes of the file."""
     try:
         data = read_bytes(file)
     except OSError as error:
-        reason = error.strerror or error
-        raise BadItem(file, f"cannot be read: {reason}") from error
+        raise BadItem(file, f"cannot be read: {error.strerror or error}") from error
     if not data:
         raise BadItem(file, "the file is empty (0 bytes)")
+    with _decoding(file):
+        return Image.open(io.BytesIO(data)), data
+
+
+@contextmanager
+def _decoding(file: str) -> Iterator[None]:
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
+        yield
+    except BadItem:
+        raise
     except UNDECODABLE as error:
         # Pillow names the buffer, at an address that differs every time.
         raise BadItem(file, f"cannot be decoded: {str(error).split(' <_io.')[0]}") from error
-    return image, data
 
 
 def _shape(

@@ -190,11 +190,11 @@ def _run_jobs(
     progress: Progress,
 ) -> dict[str, tuple[Shard, Footer]]:
     """Write all shards in parallel; their records by file, in the order of the jobs."""
-    import ray.data  # a second of import that readers of a manifest need not pay
-
     from raydelta.cluster import ensure_ray
 
-    ensure_ray()
+    ensure_ray()  # before Ray is imported, which reads its settings then
+    import ray.data  # a second of import that readers of a manifest need not pay
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # says that bars are off, then every step of the plan
     write = partial(_write_shard, folder=folder, encode=encode, classes=classes, skip_bad=skip_bad)

@@ -318,7 +318,7 @@ def test_a_manifest_cannot_point_elsewhere(copy: Path) -> None:
 
 def test_a_lost_shard_is_named(copy: Path) -> None:
     (copy / "train-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"train-00001\.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"train-00001\.parquet: shard cannot be read"):
         shards.read_rows(copy, "train")
 
 
