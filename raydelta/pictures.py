@@ -21,6 +21,7 @@ GAP = 8  # pixels between pictures
 LINE = 20  # height of a line of text
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (236, 236, 236)
 VOID = (0, 0, 0)
+LARGEST = 480  # pixels of an image's width on a contact sheet
 BAR_CHART_WIDTH = 760
 
 
@@ -159,7 +160,8 @@ def show_dataset(uri: str, out: Path, count: int) -> list[Path]:
         samples = list_ids(uri, name)
         chosen = [sample.id for sample in samples[:: max(1, len(samples) // count)][:count]]
         table = read_rows(uri, name, ids=chosen)
-        size = (table["width"][0].as_py(), table["height"][0].as_py())
+        width, height = table["width"][0].as_py(), table["height"][0].as_py()
+        size = (min(width, LARGEST), round(height * min(1, LARGEST / width)))
         arrays = decode(table, size, with_labels=True, num_classes=len(manifest.taxonomy))
         labelled = {sample.id for sample in samples if sample.labelled}
         masks = [mask if key in labelled else None for key, mask in zip(arrays["id"], arrays["label"], strict=True)]

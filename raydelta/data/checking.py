@@ -24,6 +24,7 @@ from raydelta.data.shards import (
     count_pixels,
     format_skipped,
     is_plain,
+    list_ids,
     read_manifest,
     threaded,
 )
@@ -68,7 +69,10 @@ def check(uri: str | Path) -> CheckReport:
             problems.append(f"split {name}: the manifest's pixels per class are not those of the labels")
         histogram[name] = [*pixels, void]
     published = _published(manifest)
-    return CheckReport(manifest, problems, histogram, published, _doubts(manifest, histogram, published))
+    doubts = _doubts(manifest, histogram, published)
+    if not problems:
+        doubts += _dependent_splits(uri, manifest)
+    return CheckReport(manifest, problems, histogram, published, doubts)
 
 
 def format_report(report: CheckReport) -> str:
@@ -113,6 +117,18 @@ def _doubts(manifest: Manifest, histogram: dict[str, list[int]], published: dict
                     f"{name} covers {percent[name]:.2f} %, {usual:.1f} % as published: is the id table the right one?"
                 )
     return doubts
+
+
+def _dependent_splits(uri: str | Path, manifest: Manifest) -> list[str]:
+    """Splits that show nothing but what train shows too, as CamVid's val: one clip out of a training sequence."""
+    sequences = {name: {sample.sequence for sample in list_ids(uri, name)} for name in manifest.splits}
+    seen = sequences.get("train", set())
+    return [
+        f"split {name}: every image is from a sequence that train has images of too ({', '.join(sorted(own)[:3])}): "
+        "not an independent set"
+        for name, own in sequences.items()
+        if name != "train" and own <= seen
+    ]
 
 
 def _check_shard(

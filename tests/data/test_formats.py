@@ -284,6 +284,16 @@ def test_a_new_split_of_camvid_keeps_sequences_whole(tmp_path: Path) -> None:
     assert {split: content.rows for split, content in manifest.splits.items()} == {"train": 1, "val": 1}
 
 
+def test_a_val_out_of_a_training_sequence_is_doubted(tmp_path: Path) -> None:
+    source = build("camvid", tmp_path / "source")
+    for split, name in (("val", "0016E5_08109"), ("test", "Seq05VD_f01620")):
+        photo(source / f"{split}/{name}.png")
+        plain(source / f"{split}annot/{name}.png", [3])
+    import_dataset("camvid", source, tmp_path / "set")
+    (doubt,) = checking.check(tmp_path / "set").doubts
+    assert "split val: every image is from a sequence that train has images of too (0016E5)" in doubt
+
+
 def test_own_patterns_and_own_ids(tmp_path: Path) -> None:
     source = tmp_path / "lite"
     for split in ("train", "val"):

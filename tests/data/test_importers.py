@@ -209,6 +209,15 @@ def test_bad_file(folder: Path, tmp_path: Path, file: str, breakage: Callable[[P
     assert checking.check(tmp_path / "set").problems == []
 
 
+def test_swapped_folders(folder: Path, tmp_path: Path) -> None:
+    (folder / "images").rename(folder / "photos")
+    (folder / "labels").rename(folder / "images")
+    (folder / "photos").rename(folder / "labels")
+    with pytest.raises(BadItem, match=r"labels/.*are the folders swapped\?"):
+        import_dataset("folder", folder, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
 def test_links_of_folders(folder: Path, tmp_path: Path) -> None:
     (folder / "images/train").rename(tmp_path / "elsewhere")
     (folder / "images/train").symlink_to(tmp_path / "elsewhere")
