@@ -155,7 +155,7 @@ def _read_mask(file: str, table: Table, ids: Mapping[int, int], read_label: Read
     """The mask of taxonomy ids, mode L."""
     image, data = _open(file)
     if image.format == "JPEG":
-        raise BadItem(file, "the label is a JPEG, which is lossy; expected a PNG of class ids (are the folders swapped?)")
+        raise BadItem(file, "the label is a JPEG, which is lossy; expected a PNG of ids (are the folders swapped?)")
     with _decoding(file):
         values = read_label(file, data, image, table)
     counts = np.bincount(values.ravel())
