@@ -159,6 +159,8 @@ def data_import(
         print(f"void, as {manifest.taxonomy.name} has no such class: {', '.join(manifest.options['dropped'])}")
     if manifest.skipped:
         print(format_skipped(manifest.skipped))
+    for name, part in manifest.splits.items():
+        print(f"{name}: {part.rows} images, {part.labelled} labelled")
     print(target)
 
 

@@ -52,6 +52,16 @@ def open_address(uri: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     return _open_remote(str(uri)) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), absolute(uri))
 
 
+def open_file_address(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """As ``open_address``, for a file: its name is taken as it is, and one client serves its whole folder."""
+    if not is_remote(address):
+        return open_address(address)
+    base, question, options = address.partition("?")
+    folder, _, name = base.rpartition("/")
+    files, path = open_address(f"{folder}{question}{options}")
+    return files, f"{path}/{name}"
+
+
 @functools.lru_cache(maxsize=256)  # a client per file would cost more than the file
 def _open_remote(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
@@ -68,7 +78,7 @@ def read_bytes(address: str) -> bytes:
     """The content of a file."""
     if not is_remote(address):
         return Path(address).read_bytes()
-    files, path = open_address(address)
+    files, path = open_file_address(address)
     with files.open_input_stream(path) as stream:
         return stream.read()
 

@@ -36,10 +36,11 @@ class Taxonomy(BaseModel):
     def find(self, name: str) -> int:
         """The id of the class that a name of any data set counts as, or ``IGNORE``."""
         wanted = _plain(name)
-        for index, own in enumerate(self.classes):
-            if wanted in map(_plain, (own, *self.also.get(own, ()))):
-                return index
-        return IGNORE
+        own = [_plain(known) for known in self.classes]
+        if wanted in own:
+            return own.index(wanted)
+        counted = (i for i, known in enumerate(self.classes) if wanted in map(_plain, self.also.get(known, ())))
+        return next(counted, IGNORE)
 
 
 def map_names(names: Mapping[int, str], taxonomy: Taxonomy) -> dict[int, int]:

@@ -5,6 +5,7 @@ reading, checking and encoding are the same for all. The source is only ever rea
 (shards).
 """
 
+import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +17,27 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from raydelta.data.listing import Listing, Paired, compile_pattern, list_pictures, pair, sequence_of, split_by_sequence
+from raydelta.data.listing import (
+    Listing,
+    Paired,
+    compile_pattern,
+    list_pictures,
+    pair,
+    sequence_of,
+    split_by_sequence,
+)
 from raydelta.data.reading import Box, ReadLabel, encode_pair, read_first_channel, read_ids, read_red_or_colours
-from raydelta.data.shards import BadItem, Item, Manifest, Progress, Row, decode_label
+from raydelta.data.shards import UNDECODABLE, BadItem, Item, Manifest, Progress, Row, decode_label
 from raydelta.data.simulator import Look, simulate
 from raydelta.data.tables import Table, read_table
-from raydelta.data.writing import encode_jpeg, encode_label, write_dataset
+from raydelta.data.writing import check_target, encode_jpeg, encode_label, write_dataset
 from raydelta.errors import UserError
-from raydelta.storage import absolute, without_secrets
+from raydelta.storage import absolute, read_bytes, without_secrets
 from raydelta.taxonomy import IGNORE, Taxonomy, get_taxonomy
 
 Domain = Literal["synthetic", "real"]
 
+ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 PROBED = 6  # labels of each split that are read before the import starts
 ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
 FRAMES_PER_BLOCK = 100
@@ -49,19 +59,22 @@ class Format:
     read_label: ReadLabel = read_ids
     sequence: Callable[[str], str] = sequence_of
     unlabelled: tuple[str, ...] = ()  # splits whose labels are dummies
+    only_labelled: bool = False  # folders without labels are no splits
 
 
 def _block_of(identifier: str) -> str:
     """Frames without a known sequence, in blocks of consecutive numbers: neighbours may be alike."""
     folder, _, number = identifier.rpartition("/")
+    if not number.isdecimal():  # the user's own pattern
+        return sequence_of(identifier)
     block = f"{int(number) // FRAMES_PER_BLOCK:05d}xx"
     return f"{folder}/{block}" if folder else block
 
 
 def _route_of(identifier: str) -> str:
-    """``SYNTHIA-SEQS-05-SPRING/Stereo_Left/…`` → ``SYNTHIA-SEQS-05``: all seasons and cameras see the same streets."""
-    match = re.match(r"(.*?SEQS-\d+)", identifier)
-    return match[1] if match else re.split(r"/?Stereo_", identifier)[0] or "all"
+    """``SYNTHIA-SEQS-05-SPRING/Stereo_Left/…`` → ``SEQS-05``: all seasons and cameras see the same streets."""
+    match = re.search(r"SEQS-\d+", identifier)
+    return match[0] if match else re.split(r"/?Stereo_", identifier)[0] or "all"
 
 
 def _folder_of(identifier: str) -> str:
@@ -118,7 +131,7 @@ FORMATS = {
         domain="synthetic",
         sequence=_block_of,
     ),
-    "camvid": Format(images="{split}/{name}", labels="{split}annot/{name}", table="camvid"),
+    "camvid": Format(images="{split}/{name}", labels="{split}annot/{name}", table="camvid", only_labelled=True),
     "carla": Format(
         images="{folder}CameraRGB/{path}",
         labels="{folder}CameraSeg/{path}",
@@ -153,6 +166,7 @@ def import_dataset(
     skip_bad: bool = False,
     allow_unlabelled: bool = False,
     workers: int | None = None,
+    listing: Listing | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Manifest:
     """Import a folder, or an address, in a known layout as a data set.
@@ -172,6 +186,7 @@ def import_dataset(
         skip_bad: leave bad samples out and list them in the manifest; otherwise the first one stops the import.
         allow_unlabelled: an image without a label file in a split with labels is an unlabelled image, not an error.
         workers: at most so many tasks at once; as many as the cluster has CPUs if None.
+        listing: of the source, if it was made before.
 
     Raises:
         BadItem: a sample breaks a rule; the message names the file and the rule.
@@ -180,8 +195,11 @@ def import_dataset(
     if kind not in FORMATS:
         raise UserError(f"no importer {kind!r}; there are: {', '.join(FORMATS)}")
     _check_numbers(size, crop, limit)
-    listing = list_pictures(source)
-    form = FORMATS[kind] if kind != "folder" else _fit_folder(source, listing, FORMATS[kind])
+    check_target(target)
+    listing = listing or list_pictures(source)
+    form = FORMATS[kind]
+    if kind == "folder" and images is None:
+        form = _fit_folder(source, listing, form)
     form = replace(
         form,
         images=images or form.images,
@@ -205,6 +223,11 @@ def import_dataset(
         allow_unlabelled=allow_unlabelled,
         only=only,
     )
+    if form.only_labelled:
+        labelled = {split: items for split, items in found.splits.items() if any(item.label for item in items)}
+        found = found._replace(splits=labelled)
+    if not found.splits and not found.bad and only is not None:
+        raise UserError(f"{without_secrets(source)}: no image id matches --only {only}")
     if not found.splits and not found.bad:
         looks = detect_listing(listing)
         hint = f"; it looks like {looks}" if looks not in (None, kind) else ""
@@ -212,6 +235,11 @@ def import_dataset(
     if found.bad and not skip_bad:
         first, more = found.bad[0], len(found.bad) - 1
         raise BadItem(first.file, f"{first.rule} (and {more} more bad files)" if more else first.rule)
+    if form.labels and not any(item.label for items in found.splits.values() for item in items):
+        missing = f"{without_secrets(source)}: no label is at {form.labels}"
+        if labels:
+            raise UserError(missing)
+        warnings.warn(f"{missing}: the images are imported without labels", stacklevel=2)
     chosen = _choose(source, found, splits, shares, seed, limit)
     encode = partial(encode_pair, table=table, ids=table.to(classes), read_label=form.read_label, size=size, crop=crop)
     _probe(chosen, encode, classes, skip_bad)
@@ -258,23 +286,29 @@ def _any(pattern: str, paths: Sequence[str]) -> bool:
 
 
 def _has_palette(listing: Listing, form: Format) -> bool:
-    """Whether the first label is a palette picture, as GTA5's are."""
+    """Whether the first label has GTA5's palette, in which an index has Cityscapes' colour of that labelId."""
     assert form.labels
     compiled = compile_pattern(form.labels)
     first = next(file for file in listing.files if compiled.fullmatch(file.path.rpartition(".")[0]))
     try:
-        return Image.open(first.address).mode == "P"
-    except (OSError, SyntaxError):
+        with Image.open(io.BytesIO(read_bytes(first.address))) as picture:
+            return picture.mode == "P" and (picture.getpalette() or [])[3 * ROAD : 3 * ROAD + 3] == ROAD_COLOUR
+    except UNDECODABLE:
         return False
 
 
 def _fit_folder(source: str | Path, listing: Listing, form: Format) -> Format:
-    """``images/SPLIT/**`` with ``labels/SPLIT/**`` of the same names, or without SPLIT as the one split ``train``."""
-    flat = [file for file in listing.files if re.fullmatch(r"images/[^/]+", file.path)]
-    if not flat:
+    """``images/SPLIT/**`` with ``labels/SPLIT/**``; where no folder is called train, val or test, all is ``train``."""
+    below = [file.path.split("/")[1:] for file in listing.files if file.path.startswith("images/")]
+    folders = {parts[0] for parts in below if len(parts) > 1} | {
+        name.split("/")[1] for name in listing.empty if "/" in name
+    }
+    if folders & {"train", "val", "test"}:
+        if any(len(parts) == 1 for parts in below):
+            raise UserError(
+                f"{source}/images: holds images beside folders; either all in folders, one per split, or none"
+            )
         return form
-    if any(re.fullmatch(r"images/.+/[^/]+", file.path) for file in listing.files):
-        raise UserError(f"{source}/images: holds images beside folders; either all in folders, one per split, or none")
     return replace(form, images="images/{path}", labels="labels/{path}")
 
 
@@ -303,7 +337,15 @@ def _choose(
         )
     own = {split: items for split, items in found.splits.items() if not splits or split in splits}
     if shares is not None:
-        own = split_by_sequence([item for items in own.values() for item in items], shares, seed)
+        # Photographs that nobody labelled would make a test split that tests nothing.
+        pool = {split: items for split, items in own.items() if any(item.label for item in items)} or own
+        ids = [item.id for items in pool.values() for item in items]
+        if len(set(ids)) < len(ids):
+            pool = {
+                split: [item._replace(id=f"{split}/{item.id}", sequence=f"{split}/{item.sequence}") for item in items]
+                for split, items in pool.items()
+            }
+        own = split_by_sequence([item for items in pool.values() for item in items], shares, seed)
     return {split: items[:limit] for split, items in own.items()}
 
 

@@ -1,7 +1,7 @@
 """Which files of a source belong together: walking it, pairing by patterns, sequences, splits by sequence.
 
 A pattern is a path below the source without suffix, with placeholders: ``leftImg8bit/{split}/{path}_leftImg8bit``. An
-image and a label belong together when all that their patterns share has the same value.
+image and a label belong together when the placeholders of both have the same values.
 """
 
 import fnmatch
@@ -9,9 +9,10 @@ import os
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import pyarrow.fs
 
@@ -31,6 +32,7 @@ PLACEHOLDERS = {
 }
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
 ONLY_SPLIT = "train"  # of a source that has none
+USUAL_SPLITS = ("train", "val", "test")
 
 Key = tuple[tuple[str, str], ...]
 
@@ -78,7 +80,7 @@ def list_pictures(source: str | Path) -> Listing:
         folder = folders.pop()
         try:
             with os.scandir(folder) as entries:
-                shown = [entry for entry in entries if not entry.name.startswith(".")]
+                shown = [entry for entry in entries if not _is_hidden(entry.name)]
                 for entry in shown:
                     _list_entry(entry, root, folders, listing)
                 if not shown:
@@ -89,8 +91,8 @@ def list_pictures(source: str | Path) -> Listing:
 
 
 def _list_entry(entry: os.DirEntry[str], root: Path, folders: list[str], listing: Listing) -> None:
-    path = Path(entry.path)
     if entry.is_symlink() and (entry.is_dir() or _is_picture(entry.name)):
+        path = Path(entry.path)
         if not path.resolve().is_relative_to(root):
             listing.links.append(BadItem(path, f"a symbolic link that leads out of {root}"))
             return
@@ -103,10 +105,10 @@ def _list_entry(entry: os.DirEntry[str], root: Path, folders: list[str], listing
         try:
             stat = entry.stat()
         except OSError as error:
-            listing.links.append(BadItem(path, f"cannot be read: {error.strerror}"))
+            listing.links.append(BadItem(entry.path, f"cannot be read: {error.strerror}"))
             return
         version = f"{stat.st_size}:{stat.st_mtime_ns}"
-        listing.files.append(File(path.relative_to(root).as_posix(), entry.path, version))
+        listing.files.append(File(entry.path[len(str(root)) + 1 :], entry.path, version))
 
 
 def _list_remote(source: str) -> Iterable[File]:
@@ -118,8 +120,10 @@ def _list_remote(source: str) -> Iterable[File]:
     address, question, options = source.partition("?")
     for info in infos:
         path = info.path.removeprefix(base).lstrip("/")
-        if info.is_file and _is_picture(path) and not info.base_name.startswith("."):
-            yield File(path, f"{address.rstrip('/')}/{path}{question}{options}", f"{info.size}:{info.mtime_ns}")
+        if info.is_file and _is_picture(path) and not any(map(_is_hidden, path.split("/"))):
+            folder, slash, name = path.rpartition("/")  # the name of a file is taken as it is, its folder is decoded
+            place = f"{address.rstrip('/')}/{quote(folder)}{slash}{name}{question}{options}"
+            yield File(path, place, f"{info.size}:{info.mtime_ns}")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -169,9 +173,12 @@ def pair(
         allow_unlabelled: an image without a label in a split with labels is an unlabelled image, not an error.
         only: a shell pattern that the image ids have to match.
     """
-    label_files = _matching(listing, compile_pattern(labels)) if labels else {}
+    names = list(compile_pattern(images).groupindex)
+    if labels and set(compile_pattern(labels).groupindex) != set(names):
+        raise UserError(f"patterns {images!r} and {labels!r}: both need the same placeholders, but for {{any}}")
+    label_files = _matching(listing, labels, names) if labels else {}
     taken = {file.address for group in label_files.values() for file in group}
-    image_files = _matching(listing, compile_pattern(images), taken)
+    image_files = _matching(listing, images, names, taken)
     if only is not None:
         image_files = {key: group for key, group in image_files.items() if fnmatch.fnmatch(_id(key), only)}
         label_files = {key: group for key, group in label_files.items() if fnmatch.fnmatch(_id(key), only)}
@@ -179,7 +186,7 @@ def pair(
     labelled_splits = {_split(key) for key in label_files}
     for folder in listing.empty if "{split}" in images else ():
         match = _compile(images.partition("{split}")[0] + "{split}").fullmatch(folder)
-        if match:
+        if match and match["split"] in USUAL_SPLITS:
             raise UserError(f"split {match['split']!r} is empty: no image in {source}/{folder}")
     patterns = [pattern for pattern in (images, labels) if pattern]
     bad = [link for link in listing.links if any(_concerns(source, link, pattern) for pattern in patterns)]
@@ -189,7 +196,7 @@ def pair(
         twice = next((group for group in (pictures, masks) if len(group) > 1), None)
         files = [file.address for file in (*pictures, *masks)]
         if twice is not None:
-            bad.append(BadItem(twice[1].address, f"the same name as {Path(twice[0].path).name}: which one is meant?"))
+            bad.append(BadItem(twice[1].address, f"stands for the same image as {twice[0].path}: which one is meant?"))
         elif not pictures:
             bad.append(BadItem(files[0], f"the label has no image of the same name ({images})"))
         elif not masks and _split(key) in labelled_splits and not allow_unlabelled:
@@ -208,12 +215,16 @@ def split_order(split: str) -> tuple[bool, bool, str]:
     return split != "train", split == "test", split
 
 
-def _matching(listing: Listing, pattern: re.Pattern[str], without: Iterable[str] = ()) -> dict[Key, list[File]]:
+def _matching(
+    listing: Listing, pattern: str, names: Sequence[str], without: Collection[str] = ()
+) -> dict[Key, list[File]]:
+    """The files at a pattern, by the values of its placeholders."""
+    compiled = compile_pattern(pattern)
     found: dict[Key, list[File]] = defaultdict(list)
     for file in listing.files:
-        match = pattern.fullmatch(file.path.rpartition(".")[0])
+        match = compiled.fullmatch(file.path.rpartition(".")[0])
         if match and file.address not in without:
-            found[tuple(match.groupdict().items())].append(file)
+            found[tuple((name, match[name]) for name in names)].append(file)
     return found
 
 
@@ -226,13 +237,14 @@ def _split(key: Key) -> str:
 
 
 def _concerns(source: str | Path, link: BadItem, pattern: str) -> bool:
-    """Whether something below a link could match a pattern."""
-    fixed = pattern.partition("{")[0].rpartition("/")[0]
-    try:
-        path = Path(link.file).relative_to(Path(source).expanduser().resolve()).as_posix()
-    except ValueError:
-        return True
-    return not fixed or path == fixed or path.startswith(f"{fixed}/") or fixed.startswith(f"{path}/")
+    """Whether something behind a link could match a pattern: it lies at or below a folder that the pattern names."""
+    named = {part for part in pattern.split("/") if "{" not in part}
+    parts = Path(link.file).relative_to(Path(source).expanduser().resolve()).parts
+    return not named or bool(named & set(parts))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_picture(name: str) -> bool:

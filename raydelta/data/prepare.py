@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from raydelta.config import Config, override
-from raydelta.data.importers import detect, import_dataset, simulate_dataset
-from raydelta.data.shards import MANIFEST, Manifest, list_ids, read_manifest
+from raydelta.data.importers import detect_listing, import_dataset, simulate_dataset
+from raydelta.data.listing import list_pictures
+from raydelta.data.shards import MANIFEST, BadItem, Manifest, list_ids, read_manifest
 from raydelta.data.simulator import VERSION as SIMULATOR_VERSION
 from raydelta.data.simulator import Look
 from raydelta.errors import UserError
@@ -100,27 +101,31 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
         raise UserError(
             f"data.{domain} = {name!r} is neither built in ({', '.join(BUILT_IN)}), nor a folder, nor an address"
         )
-    kind = detect(source)
+    source = source.resolve()
+    listing = list_pictures(source)
+    kind = detect_listing(listing)
     if kind is None:
         raise UserError(f"{source}: no layout that an importer knows; see raydelta data import --help")
-    source = source.resolve()
     # Photographs that were labelled since the last import make another data set.
-    found = [(str(path.relative_to(source)), path.stat()) for path in sorted(source.rglob("*")) if path.is_file()]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    files = [(file.path, file.version) for file in listing.files]
     classes = taxonomy.classes if taxonomy else None
     target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind, domain, classes, files])}"
     if not (target / MANIFEST).exists():
         progress = Progress(f"import {source.name[:14]}")
-        unlabelled = domain == "real"  # a handful of photographs has labels
-        manifest = import_dataset(
-            kind,
-            source,
-            target,
-            domain=domain,
-            taxonomy=taxonomy,
-            allow_unlabelled=unlabelled,
-            progress=progress.update,
-        )
+        try:
+            manifest = import_dataset(
+                kind,
+                source,
+                target,
+                domain=domain,
+                taxonomy=taxonomy,
+                allow_unlabelled=domain == "real",  # a handful of photographs has labels
+                listing=listing,
+                progress=progress.update,
+            )
+        except BadItem as bad:
+            way_out = f"raydelta data import {source} SET --skip-bad leaves such files out; then --{domain} SET"
+            raise UserError(f"{bad}; {way_out}") from bad
         if manifest.options["dropped"]:
             warnings.warn(
                 f"{source}: void, as {manifest.taxonomy.name} has no such class: "

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from raydelta.data.shards import UNDECODABLE, BadItem, Item, Row
 from raydelta.data.tables import Table, tables_that_hold
 from raydelta.data.writing import encode_jpeg, encode_label
-from raydelta.storage import read_bytes
+from raydelta.errors import UserError
+from raydelta.storage import read_bytes, without_secrets
 from raydelta.taxonomy import IGNORE
 
 EXIF_ORIENTATION = 0x0112
@@ -29,6 +30,7 @@ NOT_IDS = {
     "1": "a 1-bit picture",
 }
 PNG_BIT_DEPTH = 24  # its place in the file
+GREY_STEP = {2: 85, 4: 17}  # bits of a grey PNG → what Pillow multiplies its values with
 
 Box = tuple[int, int, int, int]
 ReadLabel = Callable[[str, bytes, Image.Image, Table], NDArray[np.unsignedinteger]]
@@ -87,7 +89,18 @@ def read_ids(file: str, data: bytes, image: Image.Image, table: Table) -> NDArra
             if not pixels[..., 1:3].any():
                 hint = "; only its red channel is used, as in CARLA's: --kind carla reads those"
         raise BadItem(file, f"the label is {found}; expected 8-bit single-channel class ids{hint}")
-    return np.asarray(image)
+    values = np.asarray(image)
+    if image.mode == "P":
+        colours = np.array(image.getpalette(), dtype=np.int64).reshape(-1, 3)
+        used = np.unique(values)
+        used = used[used < len(colours)]
+        if (colours[used] == colours[used, :1]).all() and (colours[used, 0] != used).any():
+            raise BadItem(
+                file, "the label is a grey picture with a palette: are the grey values its ids, or the indices?"
+            )
+    elif data[:4] == b"\x89PNG" and data[PNG_BIT_DEPTH] in GREY_STEP:
+        values = values // GREY_STEP[data[PNG_BIT_DEPTH]]
+    return values
 
 
 def read_first_channel(file: str, data: bytes, image: Image.Image, table: Table) -> NDArray[np.unsignedinteger]:
@@ -177,8 +190,13 @@ def _open(file: str) -> tuple[Image.Image, bytes]:
     """The picture, not decoded yet, and the bytes of the file."""
     try:
         data = read_bytes(file)
-    except OSError as error:
+    except PermissionError as error:
         raise BadItem(file, f"cannot be read: {error.strerror or error}") from error
+    except OSError as error:  # it was listed a moment ago: not the sample's fault
+        where = "the source has to lie on storage that all machines share"
+        raise UserError(
+            f"{without_secrets(file)}: cannot be read any more: {error.strerror or error}; {where}"
+        ) from error
     if not data:
         raise BadItem(file, "the file is empty (0 bytes)")
     with _decoding(file):

@@ -28,7 +28,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raydelta.errors import UserError
-from raydelta.storage import absolute, join, open_address, without_secrets
+from raydelta.storage import absolute, join, open_address, open_file_address, without_secrets
 from raydelta.taxonomy import IGNORE, Taxonomy
 
 FORMAT = 1
@@ -92,7 +92,7 @@ class BadItem(UserError):  # noqa: N818 - the sample is bad, not the program
     def __init__(self, file: str | Path, rule: str) -> None:
         super().__init__(str(file), rule)
         # A file name need not be text; a manifest is.
-        self.file = str(file).encode(errors="backslashreplace").decode()
+        self.file = without_secrets(file).encode(errors="backslashreplace").decode()
         self.rule = rule
 
     def __str__(self) -> str:
@@ -339,7 +339,7 @@ def _parquet(uri: str | Path, shard: Shard) -> AbstractContextManager[pq.Parquet
 
 @contextmanager
 def _opened(address: str) -> Iterator[pq.ParquetFile]:
-    files, path = open_address(address)
+    files, path = open_file_address(address)
     try:
         with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
             yield file

@@ -108,7 +108,7 @@ class RayStream:
         self.rows, self.batch, self.place = rows, batch // place.world, place
         self.epoch = 0  # that is being drawn, from 1
         self._random = np.random.default_rng([seed, place.rank])
-        self._pool: list[tuple[dict[str, np.ndarray], int]] = []  # rows of the current epoch: piece and place in it
+        self._pool: list[dict[str, np.ndarray]] = []  # rows of the current epoch
         self._read: queue.Queue[dict[str, np.ndarray] | BaseException | None] = queue.Queue(maxsize=PIECES_AHEAD)
         self._stopped = threading.Event()
         self._reader: threading.Thread | None = None
@@ -116,13 +116,13 @@ class RayStream:
 
     def next(self) -> tuple[Tensor, Tensor | None]:
         """The next batch of this rank, on its device."""
-        drawn: list[tuple[dict[str, np.ndarray], int]] = []
+        drawn: list[dict[str, np.ndarray]] = []
         while len(drawn) < self.batch:
             self._fill()
             index = int(self._random.integers(len(self._pool)))
             self._pool[index], self._pool[-1] = self._pool[-1], self._pool[index]
             drawn.append(self._pool.pop())
-        columns = {name: np.stack([piece[name][row] for piece, row in drawn]) for name in drawn[0][0]}
+        columns = {name: np.stack([row[name] for row in drawn]) for name in drawn[0]}
         labels = columns.get("labels")
         return to_device(columns["pixels"], self.place), None if labels is None else to_device(labels, self.place)
 
@@ -150,7 +150,9 @@ class RayStream:
             if piece is None:
                 self._ended = True
             else:
-                self._pool += [(piece, row) for row in range(len(piece["pixels"]))]
+                # Copies: a row that looks into its piece would keep all of that in memory.
+                rows = range(len(piece["pixels"]))
+                self._pool += [{name: values[row].copy() for name, values in piece.items()} for row in rows]
 
     def __del__(self) -> None:
         self._stopped.set()

@@ -41,7 +41,7 @@ from raydelta.data.shards import (
     is_plain,
 )
 from raydelta.errors import UserError
-from raydelta.storage import BUFFER, absolute, is_remote, open_address, upload
+from raydelta.storage import BUFFER, absolute, is_remote, open_address, upload, without_secrets
 from raydelta.taxonomy import Taxonomy
 
 
@@ -95,7 +95,7 @@ def write_dataset(
         UserError: the target exists, a split is empty, ids repeat or look like paths, the disk is full.
     """
     folder = absolute(target) if is_remote(target) else f"{absolute(target)}.partial"
-    _check_target(target)
+    check_target(target)
     for split, items in splits.items():
         _check_items(split, items)
     if not splits:
@@ -132,20 +132,35 @@ def write_dataset(
     return manifest
 
 
-def _check_target(target: str | Path) -> None:
-    """Refuse a target that holds something already, but for shards of an interrupted write in an object store."""
+def check_target(target: str | Path) -> None:
+    """Refuse a target that holds something already, but for shards of an interrupted write in an object store.
+
+    Raises:
+        UserError: it does.
+    """
     if not is_remote(target):
-        if Path(target).exists():
+        if os.path.exists(target):  # noqa: PTH110 - false, and no error, where it cannot be looked at
             raise UserError(f"{target}: exists already; remove it or choose another target")
         return
     files, base = open_address(absolute(target))
-    with _writing(target):
-        present = [info.base_name for info in files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))]
-    if MANIFEST in present:
-        raise UserError(f"{target}: exists already; remove it or choose another target")
-    foreign = [name for name in present if not name.endswith(".parquet")]
+    shown = without_secrets(target)
+    with _writing(shown):
+        present = files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))
+    if MANIFEST in (info.base_name for info in present):
+        raise UserError(f"{shown}: exists already; remove it or choose another target")
+    foreign = [info.base_name for info in present if not _is_ours(files, info)]
     if foreign:
-        raise UserError(f"{target}: holds other things already ({foreign[0]}); choose a target of its own")
+        raise UserError(f"{shown}: holds other things already ({foreign[0]}); choose a target of its own")
+
+
+def _is_ours(files: pyarrow.fs.FileSystem, info: pyarrow.fs.FileInfo) -> bool:
+    if info.extension != "parquet":
+        return False
+    try:
+        with files.open_input_file(info.path) as file:
+            return FOOTER in (pq.read_metadata(file).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

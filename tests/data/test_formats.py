@@ -1,6 +1,9 @@
 """Published layouts, made here with small pictures, and the traps that each is known for."""
 
 import io
+import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +44,9 @@ def plain(path: Path, values: list[int]) -> None:
 def palette(path: Path, values: list[int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(stripes(values).astype(np.uint8))
-    picture.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
+    colours = [[index, 255 - index, 7] for index in range(256)]
+    colours[7] = [128, 64, 128]
+    picture.putpalette([value for colour in colours for value in colour])
     picture.save(path)
 
 
@@ -294,6 +299,85 @@ def test_a_val_out_of_a_training_sequence_is_doubted(tmp_path: Path) -> None:
     assert "split val: every image is from a sequence that train has images of too (0016E5)" in doubt
 
 
+def test_own_palette_masks_are_not_taken_for_gta5(tmp_path: Path) -> None:
+    source = build("folder", tmp_path / "source")
+    for number in (1, 2):
+        photo(source / f"other/images/{number:05d}.png")
+        picture = Image.fromarray(stripes([0, 3]).astype(np.uint8))
+        picture.putpalette([value for index in range(256) for value in (index, 2 * index % 256, 7)])
+        (source / "other/labels").mkdir(parents=True, exist_ok=True)
+        picture.save(source / f"other/labels/{number:05d}.png")
+    assert detect(source / "other") == "folder"
+
+
+def test_folders_of_clips_are_no_splits(tmp_path: Path) -> None:
+    for clip in ("clip1", "clip2"):
+        photo(tmp_path / f"source/images/{clip}/0001.png")
+        plain(tmp_path / f"source/labels/{clip}/0001.png", [3])
+    import_dataset("folder", tmp_path / "source", tmp_path / "set")
+    assert [sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")] == ["clip1", "clip2"]
+
+
+def test_ids_of_fewer_bits_and_grey_palettes(tmp_path: Path) -> None:
+    source = build("folder", tmp_path / "source")
+    label = source / "labels/train/clip1_0001.png"
+    header = np.resize(np.array([0, 1, 3], dtype=np.uint8), (HEIGHT, WIDTH))
+    write_four_bits(label, header)
+    import_dataset("folder", source, tmp_path / "set")
+    assert np.array_equal(stored(tmp_path / "set")[0], header)
+    picture = Image.fromarray(np.resize(np.array([0, 1, 2], dtype=np.uint8), (HEIGHT, WIDTH)))
+    picture.putpalette([0, 0, 0, 3, 3, 3, 10, 10, 10])
+    picture.save(label)
+    with pytest.raises(BadItem, match="grey picture with a palette"):
+        import_dataset("folder", source, tmp_path / "other")
+
+
+def write_four_bits(path: Path, values: np.ndarray) -> None:
+    """A grey PNG of 4 bits, which Pillow reads scaled to 0..255 and does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + bytes((row[::2] << 4 | row[1::2]).tolist()) for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 4, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_labels_that_are_nowhere(tmp_path: Path) -> None:
+    source = build("folder", tmp_path / "source")
+    with pytest.raises(UserError, match=r"no label is at lables/\{split\}/\{path\}"):
+        import_dataset(
+            "folder", source, tmp_path / "set", images="images/{split}/{path}", labels="lables/{split}/{path}"
+        )
+    shutil.rmtree(source / "labels")
+    with pytest.warns(UserWarning, match="the images are imported without labels"):
+        import_dataset("folder", source, tmp_path / "set")
+    with pytest.raises(UserError, match="both need the same placeholders"):
+        import_dataset("folder", source, tmp_path / "other", images="images/{split}/{path}", labels="masks/{path}")
+    with pytest.raises(UserError, match="no image id matches --only"):
+        import_dataset("folder", source, tmp_path / "other", only="nothing*")
+
+
+def test_what_lies_beside_camvid_is_no_split_of_it(tmp_path: Path) -> None:
+    source = build("camvid", tmp_path / "source")
+    photo(source / "predictions/0001TP_006690.png")
+    (source / "__MACOSX").mkdir()
+    (source / "__MACOSX/._train").write_bytes(b"")
+    (source / "checkpoints").mkdir()
+    assert list(import_dataset("camvid", source, tmp_path / "set").splits) == ["train"]
+
+
+def test_a_new_split_takes_labelled_images_and_tells_equal_names_apart(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for split in ("train", "val", "test"):
+        photo(source / f"images/{split}/a_0001.png")
+        if split != "test":
+            plain(source / f"labels/{split}/a_0001.png", [3])
+    manifest = import_dataset("folder", source, tmp_path / "set", shares={"train": 0.5, "test": 0.5})
+    assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 1, "test": 1}
+
+
 def test_own_patterns_and_own_ids(tmp_path: Path) -> None:
     source = tmp_path / "lite"
     for split in ("train", "val"):
@@ -458,6 +542,23 @@ def test_an_interrupted_import_into_object_storage_is_no_data_set_and_goes_on(s3
     client.put_object(Bucket="raydelta-tests", Key="foreign/thesis.doc", Body=b"x")
     with pytest.raises(UserError, match=r"holds other things already \(thesis\.doc\)"):
         import_dataset("folder", source, f"{s3}/foreign")
+    client.put_object(Bucket="raydelta-tests", Key="tables/sales.parquet", Body=b"somebody's")
+    with pytest.raises(UserError, match=r"holds other things already \(sales\.parquet\)"):
+        import_dataset("folder", source, f"{s3}/tables")
+    client.head_object(Bucket="raydelta-tests", Key="tables/sales.parquet")
+
+
+def test_names_in_object_storage_may_hold_anything(s3: str, tmp_path: Path) -> None:
+    import boto3
+
+    source = build("folder", tmp_path / "source")
+    client = boto3.client("s3")
+    for path in source.rglob("*.*"):
+        name = f"odd/{path.relative_to(source)}".replace("train/clip", "train/clip ü %20 ")
+        client.upload_file(str(path), "raydelta-tests", name)
+    import_dataset("folder", f"{s3}/odd", tmp_path / "set")
+    ids = [sample.id for sample in shards.list_ids(tmp_path / "set", "train")]
+    assert ids == ["clip ü %20 1_0001", "clip ü %20 2_0001"]
 
 
 def test_bytes_are_taken_over(tmp_path: Path) -> None:

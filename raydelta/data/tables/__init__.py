@@ -4,6 +4,7 @@ One YAML file for each data set: ``ids`` (value → name), where known ``shares`
 dumps that hold colours instead of ids, ``colours`` (value → RGB colours).
 """
 
+import functools
 from pathlib import Path
 
 import yaml
@@ -56,11 +57,20 @@ def read_table(name: str) -> Table:
     Raises:
         UserError: neither, or not of that form.
     """
-    path = FOLDER / f"{name}.yaml" if name in shipped_tables() else Path(name)
-    if not path.is_file():
-        raise UserError(
-            f"id table {name!r} is neither a file nor one of the shipped ones: {', '.join(shipped_tables())}"
-        )
+    if name in shipped_tables():
+        return _read_shipped(name)
+    if not Path(name).is_file():
+        shipped = ", ".join(shipped_tables())
+        raise UserError(f"id table {name!r} is neither a file nor one of the shipped ones: {shipped}")
+    return _read(Path(name))
+
+
+@functools.cache
+def _read_shipped(name: str) -> Table:
+    return _read(FOLDER / f"{name}.yaml")
+
+
+def _read(path: Path) -> Table:
     try:
         tree = yaml.safe_load(path.read_text())
         if isinstance(tree, list):
