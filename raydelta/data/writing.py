@@ -110,9 +110,7 @@ def write_dataset(
     with _writing(folder):
         if not is_remote(folder):  # object stores have no folders
             files.create_dir(base, recursive=True)
-        for info in files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True)):
-            if ".parquet" in info.base_name and info.base_name not in {job.file for job in jobs}:
-                files.delete_file(info.path)
+        _delete_stale(files, base, jobs)
     finished = _run_jobs(jobs, folder, encode, len(taxonomy), skip_bad, workers, progress)
     manifest = Manifest(
         name=name,
@@ -125,11 +123,22 @@ def write_dataset(
         + [bad for _, footer in finished.values() for bad in footer.skipped],
     )
     with _writing(folder):
+        _delete_stale(files, base, jobs)  # what tasks of a write that failed a moment ago have finished since
+        for shard, _ in finished.values():
+            if files.get_file_info(f"{base}/{shard.file}").size != shard.bytes:
+                raise UserError(f"{target}: something else writes there too ({shard.file} has changed); run it again")
         with files.open_output_stream(f"{base}/{MANIFEST}") as stream:
             stream.write(manifest.model_dump_json(indent=1).encode())
         if not is_remote(target):
             Path(folder).rename(absolute(target))
     return manifest
+
+
+def _delete_stale(files: pyarrow.fs.FileSystem, base: str, jobs: Sequence[_Job]) -> None:
+    """Remove shards that belong to an earlier write of other inputs."""
+    for info in files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True)):
+        if ".parquet" in info.base_name and info.base_name not in {job.file for job in jobs}:
+            files.delete_file(info.path)
 
 
 def check_target(target: str | Path) -> None:
