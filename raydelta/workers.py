@@ -20,6 +20,7 @@ import torch
 
 from raydelta.config import Config
 from raydelta.data.augment import to_float, to_uint8
+from raydelta.data.importers import STAND_IN
 from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import is_streamed, load_images, share_cpus, stream_rows
@@ -445,7 +446,8 @@ def draw_strips_here(guided: Job, unguided: Job | None, path: Path, count: int) 
     chosen = names[:: max(1, len(names) // count)][:count]
     images = load_images(data.real, split, (data.width, data.height), ids=chosen)
     assert images.labels is not None
-    columns: dict[str, np.ndarray] = {"real": images.pixels.transpose(0, 2, 3, 1)}
+    first = "stand-in" if manifest.name == STAND_IN else "real"
+    columns: dict[str, np.ndarray] = {first: images.pixels.transpose(0, 2, 3, 1)}
     pixels = to_float(torch.from_numpy(images.pixels).to(place.device))
     with torch.inference_mode():
         for title, job in (("unguided", unguided), ("guided", guided)):

@@ -41,6 +41,8 @@ ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 PROBED = 6  # labels of each split that are read before the import starts
 ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
 FRAMES_PER_BLOCK = 100
+STAND_IN = "street-stand-in"
+"""Name of the simulated photographs, wherever they are shown."""
 # Every split draws from scenes of its own, and growing one leaves the others as they are.
 FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
 SEQUENCES = 4  # per simulated split
@@ -424,7 +426,7 @@ def simulate_dataset(
         target,
         splits,
         partial(encode_scene, look=look, width=width, height=height, seed=seed),
-        name=Path(target).name,
+        name="simulated" if look == "synthetic" else STAND_IN,
         domain="synthetic" if look == "synthetic" else "real",
         taxonomy=get_taxonomy("camvid11"),
         source=f"built-in simulator, look {look!r}",
