@@ -14,6 +14,7 @@ from tests.tiny import TINY_ARGUMENTS
 TWO_TRIALS = {
     "search": {"guidance.weight": {"grid": [0.3, 0.6]}, "cycle.real": {"uniform": [5, 10]}},
     "trials": 1,
+    "scheduler": "none",  # which trials ASHA stops depends on which is faster
     "table": {"seeds": [0, 1]},
 }
 
@@ -112,7 +113,7 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
 
 def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
     search = {"labels.budget": {"grid": [4, 500]}}
-    space = write_space(tmp_path, search=search, table={"methods": ["guided"]})
+    space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, scheduler="asha")
     outcome = run_tune(space, TINY_ARGUMENTS[:5] + TINY_ARGUMENTS[6:], runs=tmp_path / "runs")
     assert outcome.best == {"labels.budget": 4}
     assert len(outcome.failed) == 1
@@ -122,7 +123,7 @@ def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_pa
 def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_path: Path) -> None:
     """Whatever the driver of a trial reserves, its workers need every CPU."""
     search = {"guidance.weight": {"choice": [0.3]}}
-    several = {"trials": 1, "resources": {"workers": 2}, "scheduler": "none"}
+    several = {"resources": {"workers": 2}}
     space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, **several)
     outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert outcome.failed == []
