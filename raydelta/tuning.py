@@ -1,6 +1,6 @@
 """The sweep with Ray Tune, and the main job around it: data, expert, sweep, table, pictures.
 
-A search space is a YAML file of the shape of ``Space``. A trial is one translator training that reports its validation
+A trial is one translator training that reports its validation
 mIoU on the way; all trials share the expert and the images in the object store. Everything that finishes becomes a
 stage, so a sweep that is run again repeats nothing. Selection looks at validation labels only.
 """
@@ -11,137 +11,21 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from raydelta.cluster import Cluster, ensure_ray, warm_up
-from raydelta.config import (
-    Config,
-    Positive,
-    Section,
-    Share,
-    load_config,
-    override,
-    parse_override,
-    read_yaml,
-    save_config,
-    validated,
-)
+from raydelta.config import Config, load_config, override, parse_override, save_config
 from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, write_table
 from raydelta.progress import Progress
+from raydelta.spaces import Space, load_space
 from raydelta.stages import fingerprint, read_stage, write_atomically
-
-SPACES = Path(__file__).parent / "tune_spaces"
-SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
-"""Sections that a trial may vary: what decides the translator, but not the expert that all trials share.
-
-Not the seed either: it decides which labels validate, and trials on other validation images cannot be compared.
-"""
 
 DRIVER = {"node:__internal_head__": 0.001}
 """What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
 the last worker from starting where workers need all CPUs."""
-
-Method = Literal["unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle"]
-
-
-class Dimension(Section):
-    """How one field is searched: exactly one of the four."""
-
-    choice: list[Any] | None = None
-    grid: list[Any] | None = None
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = self.model_dump(exclude_none=True)
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}, not {sorted(given) or 'none'}")
-        (kind, value) = next(iter(given.items()))
-        if len(value) == 0 or (kind.endswith("uniform") and not value[0] < value[1]):
-            raise ValueError(f"{kind}: {value} is empty")
-        return self
-
-    def corners(self) -> list[Any]:
-        """Values that are valid only if all are."""
-        return next(iter(self.model_dump(exclude_none=True).values()))
-
-    def sampler(self) -> Any:
-        """The Ray Tune form."""
-        from ray import tune
-
-        kind, value = next(iter(self.model_dump(exclude_none=True).items()))
-        if kind == "grid":
-            return tune.grid_search(value)
-        return tune.choice(value) if kind == "choice" else getattr(tune, kind)(*value)
-
-
-class Resources(Section):
-    """What one trial takes. ``compute.workers`` is the expert's; a trial's are here."""
-
-    workers: Positive = 1  # more than one: Ray Train inside the trial
-    cpus: Positive = 1  # for each worker
-    gpus: Annotated[float, Field(ge=0)] | None = None  # None: one where the cluster has GPUs; fractions share one
-
-
-class TableConfig(Section):
-    """What is trained after the sweep, with the best trial's settings, to compare it with."""
-
-    methods: tuple[Method, ...] = get_args(Method)
-    budgets: tuple[Positive, ...] | None = None  # None: the best trial's
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: the best trial's
-
-
-class Space(Section):
-    """A search space file."""
-
-    config: dict[str, Any] = Field(default={})  # fixed fields, dotted, under all trials and the expert
-    search: dict[str, Dimension]
-    algorithm: Literal["random", "optuna"] = "random"
-    scheduler: Literal["asha", "none"] = "asha"
-    grace: Share = 0.25  # share of the steps that every trial may run before ASHA stops it
-    reduction: Annotated[int, Field(ge=2)] = 3  # ASHA keeps one in so many
-    trials: Positive = 8  # samples; times the grid, if there is one
-    concurrent: Positive | None = None  # at most so many at once; None: what fits
-    resources: Resources = Resources()
-    table: TableConfig = TableConfig()
-
-    @model_validator(mode="after")
-    def _searchable(self) -> Self:
-        for key, dimension in self.search.items():
-            if key.split(".")[0] not in SEARCHABLE:
-                raise ValueError(
-                    f"search.{key}: trials share one expert and one validation set, so a space may search "
-                    f"{', '.join(SEARCHABLE)}; set {key} under config: instead, seeds under table.seeds"
-                )
-            if dimension.grid is not None and self.algorithm == "optuna":
-                raise ValueError(f"search.{key}: Optuna takes choice, not grid")
-        return self
-
-
-def load_space(name: str) -> Space:
-    """A shipped space by name (``laptop``), or one by its file.
-
-    Raises:
-        UserError: no such space, an unknown key, or a value that the config does not allow; named one by one.
-    """
-    path = SPACES / f"{name}.yaml" if (SPACES / f"{name}.yaml").is_file() else Path(name)
-    if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in SPACES.glob("*.yaml")))
-        raise UserError(f"search space {name!r} is neither a file nor one of the shipped ones: {shipped}")
-    space = validated(Space, read_yaml(path), where=str(path))
-    for key, dimension in space.search.items():
-        for value in dimension.corners():
-            try:
-                load_config(overrides=space.config | {key: value})
-            except UserError as error:
-                raise UserError(f"{path}: search.{key}: {error}") from error
-    return space
 
 
 @dataclass(frozen=True)

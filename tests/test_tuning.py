@@ -2,64 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from raydelta.cluster import Cluster
-from raydelta.config import load_config
 from raydelta.errors import UserError
 from raydelta.evaluation import read_table
-from raydelta.tuning import SPACES, Space, load_space, run_tune, trial_resources
+from raydelta.spaces import Space
+from raydelta.tuning import run_tune, trial_resources
+from tests.test_spaces import write_space
 from tests.tiny import TINY_ARGUMENTS
-
-TWO_TRIALS = {
-    "search": {"guidance.weight": {"grid": [0.3, 0.6]}, "cycle.real": {"uniform": [5, 10]}},
-    "trials": 1,
-    "scheduler": "none",  # which trials ASHA stops depends on which is faster
-    "table": {"seeds": [0, 1]},
-}
-
-
-def write_space(folder: Path, **changes: object) -> str:
-    path = folder / "space.yaml"
-    path.write_text(yaml.safe_dump(TWO_TRIALS | changes))
-    return str(path)
-
-
-@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_space_loads_and_says_what_it_costs(path: Path) -> None:
-    space = load_space(path.stem)
-    load_config("gpu", overrides=space.config)
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert header[0].startswith("# raydelta tune")
-    assert len(header) >= 3
-
-
-def test_the_default_space_searches_what_the_readme_says() -> None:
-    assert set(load_space("laptop").search) == {"guidance.weight", "labels.budget", "cycle.real", "cycle.synthetic"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sarch": {}}, "unknown field 'sarch'; allowed here: config, search"),
-        ({"search": {"guidance.wight": {"grid": [0.1]}}}, r"search\.guidance\.wight: unknown field 'guidance\.wight'"),
-        ({"search": {"guidance.weight": {"uniform": [0.5, 1.5]}}}, r"guidance\.weight = 1\.5"),
-        ({"search": {"expert.steps": {"grid": [1]}}}, r"search\.expert\.steps: trials share one expert"),
-        ({"search": {"guidance.weight": {"grid": [0.1], "choice": [0.2]}}}, "give exactly one of"),
-        ({"search": {"guidance.weight": {"uniform": [0.5, 0.5]}}}, "is empty"),
-        ({"algorithm": "optuna"}, "Optuna takes choice, not grid"),
-        ({"table": {"methods": ["magic"]}}, "magic"),
-    ],
-)
-def test_a_bad_space_names_the_file_and_the_key(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        load_space(write_space(tmp_path, **changes))
-    assert "space.yaml" in str(caught.value)
-
-
-def test_an_unknown_space_lists_the_shipped_ones() -> None:
-    with pytest.raises(UserError, match="laptop"):
-        load_space("nonsense")
 
 
 def test_resources_say_what_is_missing() -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 from raydelta.data import checking, shards
 from raydelta.data.importers import FORMATS, detect, import_dataset
 from raydelta.data.shards import BadItem
-from raydelta.data.tables import Table, read_table, shipped_tables
+from raydelta.data.tables import read_table
 from raydelta.errors import UserError
-from raydelta.taxonomy import BUILT_IN, IGNORE, get_taxonomy
+from raydelta.taxonomy import IGNORE, get_taxonomy
 
 WIDTH, HEIGHT = 24, 16
 ORIGINAL = Path(__file__).parents[2] / "../shared/data/original"
@@ -384,28 +384,18 @@ def test_own_patterns_and_own_ids(tmp_path: Path) -> None:
         photo(source / f"leftImg8bit/{split}/135/330189_image.jpg")
         plain(source / f"gtFine/{split}/135/330189_label.png", [0, 6, 255])
     (tmp_path / "ids.yaml").write_text("{0: road, 6: sky, 255: void}")
-    manifest = import_dataset(
-        "folder",
-        source,
-        tmp_path / "set",
-        images="leftImg8bit/{split}/{path}_image",
-        labels="gtFine/{split}/{path}_label",
-        ids=str(tmp_path / "ids.yaml"),
-        taxonomy="synthia13",
-    )
+    own = {
+        "images": "leftImg8bit/{split}/{path}_image",
+        "labels": "gtFine/{split}/{path}_label",
+        "ids": str(tmp_path / "ids.yaml"),
+    }
+    manifest = import_dataset("folder", source, tmp_path / "set", **own, taxonomy="synthia13")
     assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 1, "val": 1}
     present = {manifest.taxonomy.classes[i] for i, count in enumerate(manifest.splits["val"].pixels) if count}
     assert present == {"road", "sky"}
     (tmp_path / "ids.yaml").write_text("{0: lawn, 6: pond, 255: void}")
     with pytest.raises(UserError, match="none of the names in the id table"):
-        import_dataset(
-            "folder",
-            source,
-            tmp_path / "other",
-            images="leftImg8bit/{split}/{path}_image",
-            labels="gtFine/{split}/{path}_label",
-            ids=str(tmp_path / "ids.yaml"),
-        )
+        import_dataset("folder", source, tmp_path / "other", **own)
 
 
 def test_ids_that_fit_another_table_are_recognised(tmp_path: Path) -> None:
@@ -433,132 +423,6 @@ def test_published_frame_of_synthia(tmp_path: Path) -> None:
     assert max(share, key=share.__getitem__) in ("road", "building", "sky")
     assert share["road"] > 0 and share["motorcycle"] == 0
     assert checking.check(tmp_path / "set").problems == []
-
-
-# Tables and what data check says about shares
-
-
-def test_tables_are_whole() -> None:
-    for name in shipped_tables():
-        table = read_table(name)
-        assert set(table.shares) <= set(table.ids.values()), name
-        assert table.colours.keys() <= table.ids.keys(), name
-        assert sum(table.shares.values()) <= 101, name
-    trained = read_table("cityscapes").to(BUILT_IN["cityscapes19"])
-    # trainIds as in cityscapesscripts
-    assert [trained[value] for value in (7, 8, 11, 12, 13, 17, 19, 20, 21, 22)] == list(range(10))
-    assert [trained[value] for value in (23, 24, 25, 26, 27, 28, 31, 32, 33)] == list(range(10, 19))
-    assert sum(target != IGNORE for target in trained.values()) == 19
-    # SYNTHIA-RAND → trainIds as the usual converters have it
-    pairs = "3>0 4>1 2>2 21>3 5>4 7>5 15>6 9>7 6>8 16>9 1>10 10>11 17>12 8>13 18>14 19>15 20>16 12>17 11>18"
-    rand = read_table("synthia-rand").to(BUILT_IN["cityscapes19"])
-    assert {int(a): int(b) for a, b in (p.split(">") for p in pairs.split())} == {
-        value: target for value, target in rand.items() if target != IGNORE
-    }
-
-
-def test_shares_follow_the_classes() -> None:
-    table = Table(ids={1: "wall", 2: "building", 3: "lawn"}, shares={"wall": 1.0, "building": 20.0, "lawn": 3.0})
-    assert table.shares_of(BUILT_IN["camvid11"]) == {"building": 21.0}
-    assert table.dropped(BUILT_IN["camvid11"]) == ["lawn"]
-
-
-@pytest.mark.parametrize("text", ["7", "{a: b}", "[]", "{0: [road]}", "{ids: {0: road}, colour: 1}", "{-1: road}"])
-def test_bad_id_tables_are_named(text: str, tmp_path: Path) -> None:
-    (tmp_path / "ids.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"id table .*ids\.yaml"):
-        read_table(str(tmp_path / "ids.yaml"))
-
-
-def test_a_list_of_names_is_an_id_table(tmp_path: Path) -> None:
-    (tmp_path / "ids.yaml").write_text("[road, sky]")
-    assert read_table(str(tmp_path / "ids.yaml")).ids == {0: "road", 1: "sky"}
-
-
-def test_check_doubts_shares_that_are_far_from_the_published_ones(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    usual = [7] * 8 + [8] * 2 + [11] * 6 + [21] * 4 + [23] + [26] * 2 + [22]
-    for number in range(20):
-        photo(source / f"leftImg8bit/train/a/a_{number:06d}_000019_leftImg8bit.png")
-        plain(source / f"gtFine/train/a/a_{number:06d}_000019_gtFine_labelIds.png", usual)
-    import_dataset("cityscapes", source, tmp_path / "set")
-    report = checking.check(tmp_path / "set")
-    assert report.published["road"] == pytest.approx(32.7)
-    assert not any("road" in doubt for doubt in report.doubts)
-    for number in range(20):  # somebody's trainIds under the name of labelIds
-        plain(source / f"gtFine/train/a/a_{number:06d}_000019_gtFine_labelIds.png", [0] * 8 + [1, 2, 8, 10, 13] * 3)
-    with pytest.warns(UserWarning, match="road covers"):
-        import_dataset("cityscapes", source, tmp_path / "wrong")
-    report = checking.check(tmp_path / "wrong")
-    assert any(doubt.startswith("road covers 0.00 %, 32.7 % as published") for doubt in report.doubts)
-    assert "warning: road covers" in checking.format_report(report)
-    assert report.problems == []
-
-
-# Object storage
-
-
-def test_import_from_and_to_object_storage(s3: str, tmp_path: Path) -> None:
-    import boto3
-
-    source = build("synthia-rand", tmp_path / "source")
-    client = boto3.client("s3")
-    for path in source.rglob("*.png"):
-        client.upload_file(str(path), "raydelta-tests", f"source/{path.relative_to(source)}")
-    assert detect(f"{s3}/source") == "synthia-rand"
-    there = import_dataset("synthia-rand", f"{s3}/source", f"{s3}/set")
-    here = import_dataset("synthia-rand", source, tmp_path / "set")
-    assert shards.read_rows(f"{s3}/set", "train").equals(shards.read_rows(tmp_path / "set", "train"))
-    assert there.source == f"synthia-rand:{s3}/source"
-    assert there.splits["train"].pixels == here.splits["train"].pixels
-    assert checking.check(f"{s3}/set").problems == []
-    with pytest.raises(UserError, match="exists already"):
-        import_dataset("synthia-rand", source, f"{s3}/set")
-    with pytest.raises(UserError, match="not a data set"):
-        shards.read_manifest(f"{s3}/source")
-
-
-def test_an_interrupted_import_into_object_storage_is_no_data_set_and_goes_on(s3: str, tmp_path: Path) -> None:
-    import boto3
-
-    source = build("folder", tmp_path / "source")
-    photo(source / "images/test/z_1.jpg")
-    good = CASES["folder"][1]
-    (source / "labels/test").mkdir()
-    photo(source / "labels/test/z_1.png")  # a colour picture
-    target = f"{s3}/unfinished"
-    with pytest.raises(BadItem, match=r"z_1\.png"):
-        import_dataset("folder", source, target)
-    client = boto3.client("s3")
-    import_dataset("folder", source, target, splits=["train"], limit=2)
-    client.delete_object(Bucket="raydelta-tests", Key="unfinished/manifest.json")
-    with pytest.raises(UserError, match="its import was interrupted: run the same command again"):
-        shards.read_manifest(target)
-    written = client.head_object(Bucket="raydelta-tests", Key="unfinished/train-00000.parquet")["LastModified"]
-    import_dataset("folder", source, target, splits=["train"], limit=2)
-    again = client.head_object(Bucket="raydelta-tests", Key="unfinished/train-00000.parquet")["LastModified"]
-    assert again == written, "a finished shard is not written again"
-    good(source / "labels/test/z_1.png", [0, 10])
-    client.put_object(Bucket="raydelta-tests", Key="foreign/thesis.doc", Body=b"x")
-    with pytest.raises(UserError, match=r"holds other things already \(thesis\.doc\)"):
-        import_dataset("folder", source, f"{s3}/foreign")
-    client.put_object(Bucket="raydelta-tests", Key="tables/sales.parquet", Body=b"somebody's")
-    with pytest.raises(UserError, match=r"holds other things already \(sales\.parquet\)"):
-        import_dataset("folder", source, f"{s3}/tables")
-    client.head_object(Bucket="raydelta-tests", Key="tables/sales.parquet")
-
-
-def test_names_in_object_storage_may_hold_anything(s3: str, tmp_path: Path) -> None:
-    import boto3
-
-    source = build("folder", tmp_path / "source")
-    client = boto3.client("s3")
-    for path in source.rglob("*.*"):
-        name = f"odd/{path.relative_to(source)}".replace("train/clip", "train/clip ü %20 ")
-        client.upload_file(str(path), "raydelta-tests", name)
-    import_dataset("folder", f"{s3}/odd", tmp_path / "set")
-    ids = [sample.id for sample in shards.list_ids(tmp_path / "set", "train")]
-    assert ids == ["clip ü %20 1_0001", "clip ü %20 2_0001"]
 
 
 def test_bytes_are_taken_over(tmp_path: Path) -> None:
