@@ -63,8 +63,9 @@ def tune(
     )
     _print_table(outcome.rows)
     print(f"\nphotographs  {outcome.rows[0].real}" if outcome.rows else "")
-    settings = ", ".join(f"{key} {_short(value)}" for key, value in outcome.best.items())
-    print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
+    if outcome.best is not None:
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in outcome.best.items())
+        print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
     print(f"train again  raydelta train translator --runs {runs} --config {outcome.config}")
     for failure in outcome.failed:
         print(f"failed       {failure}")

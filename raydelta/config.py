@@ -45,6 +45,7 @@ class LabelConfig(Section):
 
     budget: Annotated[int, Field(ge=0)] = 14
     validation: Annotated[int, Field(ge=0)] = 8
+    shuffle: bool = False  # a control: every training label belongs to another image, so what it gains is no knowledge
 
 
 class AugmentConfig(Section):
@@ -98,15 +99,18 @@ class TranslatorConfig(Section):
     decay: Share = 0.5  # share of the steps, at the end, over which the rates fall to zero
     pool: Annotated[int, Field(ge=0)] = 50
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    diffaug: bool = False  # differentiable augmentation of everything the discriminators see (Zhao et al. 2020)
 
 
 class GuidanceConfig(Section):
-    """L = (1 - weight) · CycleGAN + weight · scale · cross entropy through the expert."""
+    """L = (1 - weight) · CycleGAN + weight · scale · (cross entropy + dice · Dice loss) through the expert."""
 
     weight: Share = 0.5
     start: Share = 0.0  # share of the steps before guidance sets in
     scale: Weight = 1.0
     batch: Positive = 2  # labelled images a step, over all workers
+    dice: Weight = 0.0  # weight of the Dice loss, in which a rare class counts as much as a common one
+    semantic: Weight = 0.0  # weight of the cross entropy of E(R2S(S2R(s))) against the synthetic labels
 
 
 class CycleConfig(Section):
@@ -117,12 +121,29 @@ class CycleConfig(Section):
     identity: Weight = 0.5
 
 
-class BaselineConfig(Section):
-    """Training of the segmenters on the same labels that translation is compared with."""
+class StudentConfig(Section):
+    """Training of the segmenters for photographs: the student, and all it is compared with on the same labels."""
 
     steps: Positive = 80
-    batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half of it synthetic in joint training
+    batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half of it synthetic where there are synthetic images
     learning_rate: Rate = 1e-3
+
+
+class AppearanceConfig(Section):
+    """How synthetic images are made to look before a student sees them."""
+
+    translated: Share = 0.5  # share that goes through S2R, where a method translates; the rest stays as it is
+    bandwidth: Annotated[float, Field(gt=0, le=0.5)] = 0.02  # FDA: share of the frequencies whose amplitude is swapped
+    strength: Share = 0.5  # of the photometric randomisation
+
+
+class SelfTrainingConfig(Section):
+    """Pseudo-labels on the unlabelled photographs, where a method has a teacher."""
+
+    weight: Weight = 1.0
+    confidence: Share = 0.9  # pixels below it are not learned from
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of the mean teacher
+    start: Share = 0.2  # share of the steps before the mean teacher is listened to
 
 
 class ComputeConfig(Section):
@@ -149,7 +170,9 @@ class Config(Section):
     translator: TranslatorConfig = TranslatorConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     cycle: CycleConfig = CycleConfig()
-    baseline: BaselineConfig = BaselineConfig()
+    student: StudentConfig = StudentConfig()
+    appearance: AppearanceConfig = AppearanceConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")

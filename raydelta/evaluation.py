@@ -32,6 +32,9 @@ class Row(BaseModel):
     seed: int
     real: str  # name of the real data set
     split: str
+    start: str  # where its segmenter starts: scratch, expert (trained on synthetic images) or student
+    pretraining: str | None  # of the expert's encoder; None: from scratch, no image but those of the two sets
+    device_hours: float  # of one device, all that it builds on included
     miou: float  # percent
     per_class: dict[str, float | None]  # percent; None: the class is absent
     means: dict[str, float] = {}  # mIoU over the classes of a smaller built-in taxonomy: synthia16, synthia13
@@ -85,9 +88,76 @@ def subset_means(per_class: Mapping[str, float | None]) -> dict[str, float]:
     }
 
 
+class Summary(BaseModel):
+    """All seeds of one method, label budget and split, and how they stand to what the same labels buy elsewhere."""
+
+    method: str
+    split: str
+    labels_train: int
+    labels_val: int
+    seeds: int
+    start: str
+    pretraining: str | None
+    device_hours: float  # mean
+    miou: float  # mean, percent
+    deviation: float | None  # sample standard deviation, from two seeds on
+    against: dict[str, tuple[float, float | None]]  # paired by seed: mean and deviation of the difference, in points
+    oracle_share: float | None  # mean, percent of the oracle's mIoU with the same seed
+
+
+REFERENCES = ("synthetic only", "unguided", "fine-tuned", "joint training")
+"""What a row is compared with, seed by seed, at the same labels or at none."""
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Mean and spread per method, split and budget, differences paired per seed; in the order of the rows."""
+    groups: dict[tuple[str, str, int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.method, row.split, row.labels_train, row.labels_val].append(row)
+    return [_summary(group, rows) for group in groups.values()]
+
+
+def _summary(group: Sequence[Row], rows: Sequence[Row]) -> Summary:
+    against = {}
+    for name in REFERENCES:
+        pairs = [(row.miou, other.miou) for row in group if (other := _partner(row, name, rows)) is not None]
+        if name != group[0].method and len(pairs) == len(group):
+            against[name] = (mean(a - b for a, b in pairs), _deviation([a - b for a, b in pairs]))
+    oracles = [_partner(row, "oracle", rows) for row in group]
+    shares = [
+        100 * row.miou / best.miou for row, best in zip(group, oracles, strict=True) if best is not None and best.miou
+    ]
+    first = group[0]
+    return Summary(
+        **first.model_dump(include={"method", "split", "labels_train", "labels_val", "start", "pretraining"}),
+        seeds=len(group),
+        device_hours=mean(row.device_hours for row in group),
+        miou=mean(row.miou for row in group),
+        deviation=_deviation([row.miou for row in group]),
+        against=against,
+        oracle_share=mean(shares) if len(shares) == len(group) else None,
+    )
+
+
+def _partner(row: Row, method: str, rows: Sequence[Row]) -> Row | None:
+    """The row of another method with the same split, seed and training labels (or with none, if it takes none)."""
+    for other in rows:
+        if other.method != method or other.split != row.split:
+            continue
+        same_labels = method == "oracle" or other.labels_train in (0, row.labels_train)
+        if same_labels and (other.seed == row.seed or method == "synthetic only"):  # there is one expert
+            return other
+    return None
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
 def write_table(directory: Path, rows: Sequence[Row]) -> None:
-    """``table.json`` (key ``rows``) and ``table.csv`` with one column per class."""
-    write_atomically(directory / "table.json", json.dumps({"rows": [row.model_dump() for row in rows]}, indent=1))
+    """``table.json`` (keys ``rows`` and ``summary``) and ``table.csv`` with one column per class."""
+    tree = {"summary": [part.model_dump() for part in summarise(rows)], "rows": [row.model_dump() for row in rows]}
+    write_atomically(directory / "table.json", json.dumps(tree, indent=1))
     classes = list(rows[0].per_class) if rows else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -107,29 +177,37 @@ def read_table(directory: Path) -> list[Row]:
 
 def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:
     """The rows for a terminal, seeds gathered into mean ± standard deviation."""
-    groups: dict[tuple[str, str, int, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.method, row.split, row.labels_train, row.labels_val].append(row)
     classes = list(rows[0].per_class) if rows and with_classes else []
     means = list(rows[0].means) if rows else []
+    joint = any(row.method == "joint training" for row in rows)
     table = Table(
-        *("method", "split", "labels\n+ val", "seeds", "mIoU %", *means, *classes),
+        *("method", "split", "labels\n+ val", "seeds", "mIoU %", *["− joint\ntraining"] * joint, "device\nhours"),
+        *(*means, *classes),
         header_style="bold",
         padding=(0, 1, 0, 0),
     )
-    for (method, split, train, validation), group in groups.items():
-        per_class = [[row.per_class[name] for row in group] for name in classes]
-        labels = f"{train} + {validation}" if train or validation else "0"
-        spread = spread_of([row.miou for row in group])
-        smaller = [spread_of([row.means[name] for row in group]) for name in means]
-        cells = [*smaller, *map(_class_cell, per_class)]
-        table.add_row(method, split, labels, str(len(group)), f"[bold]{spread}[/]", *cells)
+    for part in summarise(rows):
+        key = part.method, part.split, part.labels_train, part.labels_val
+        group = [row for row in rows if (row.method, row.split, row.labels_train, row.labels_val) == key]
+        labels = f"{part.labels_train} + {part.labels_val}" if part.labels_train or part.labels_val else "0"
+        difference = part.against.get("joint training")
+        table.add_row(
+            *(part.method, part.split, labels, str(part.seeds), f"[bold]{_spread(part.miou, part.deviation)}[/]"),
+            *["" if difference is None else _spread(*difference, sign="+")] * joint,
+            f"{part.device_hours:.2f}",
+            *(spread_of([row.means[name] for row in group]) for name in means),
+            *(_class_cell([row.per_class[name] for row in group]) for name in classes),
+        )
     return table
+
+
+def _spread(average: float, deviation: float | None, sign: str = "") -> str:
+    return f"{average:{sign}.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
 
 
 def spread_of(values: Sequence[float]) -> str:
     """``31.2 ± 0.8``: mean and sample standard deviation, the latter from two values on."""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return _spread(mean(values), _deviation(values))
 
 
 def _class_cell(values: Sequence[float | None]) -> str:

@@ -1,4 +1,4 @@
-"""The expert's step: plain supervised training of a segmenter. The baselines train by it too."""
+"""The expert's step: plain supervised training of a segmenter. The student's step builds on it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,18 +29,26 @@ class SegmenterTraining:
         """
         images, labels = (torch.cat(parts) for parts in zip(*batch.values(), strict=True))
         self.network.train()
+        loss = self._cross_entropy(self._logits(images), labels)
+        self._update(loss, done)
+        return {"cross_entropy": loss.detach()}
+
+    def _logits(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, self.place.dtype, enabled=self.place.dtype != torch.float32):
-            logits = self._forward(images)
+            return self._forward(images)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         total, valid = cross_entropy_sum(logits, labels)
         # DDP averages gradients over the ranks: times the world, so that sum ÷ count is over all of them.
-        loss = total * self.place.world / self.place.total(valid).clamp(min=1)
+        return total * self.place.world / self.place.total(valid).clamp(min=1)
 
+    def _update(self, loss: Tensor, done: float) -> None:
+        """Warm-up over a twentieth of the steps, then polynomial decay (Chen et al. 2017)."""
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         for group in self._optimiser.param_groups:
             group["lr"] = self.learning_rate * min(1.0, 20 * (done + 0.01)) * (1 - done) ** 0.9
         self._optimiser.step()
-        return {"cross_entropy": loss.detach()}
 
     def predictor(self) -> Callable[[Tensor], Tensor]:
         """Images (N, 3, H, W) in [-1, 1] → logits (N, C, H, W), with the network as it is now."""

@@ -33,3 +33,18 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     return total, (labels != IGNORE).sum(dtype=torch.float32)
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - mean Dice overlap of the softmax with the labels, over the classes in the labels. Milletari et al. 2016.
+
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W), long; ``IGNORE`` where no class applies.
+    """
+    valid = (labels != IGNORE)[:, None]
+    truth = F.one_hot(labels.where(labels != IGNORE, 0), logits.shape[1]).movedim(-1, 1) * valid
+    shares = logits.float().softmax(1) * valid
+    overlap, size = (shares * truth).sum((0, 2, 3)), (shares + truth).sum((0, 2, 3))
+    present = truth.sum((0, 2, 3)) > 0
+    return ((1 - 2 * overlap / size.clamp(min=1)) * present).sum() / present.sum().clamp(min=1)

@@ -5,17 +5,19 @@ trains; the loop is in training.py, and how a job gets to a process in workers.p
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raydelta import checkpoint
-from raydelta.config import Config
-from raydelta.data.augment import Batch, build_augment
+from raydelta.appearance import build_randomise, swap_amplitude
+from raydelta.config import Config, override
+from raydelta.data.augment import Batch, build_augment, build_colour
 from raydelta.data.shards import data_fingerprint, list_ids, read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_images
 from raydelta.errors import UserError
@@ -25,29 +27,80 @@ from raydelta.labels import choose_labels
 from raydelta.networks import Generator, build_segmenter
 from raydelta.place import Place
 from raydelta.stages import fingerprint, read_stage
+from raydelta.student import Appearance, StudentTraining, ensemble
 from raydelta.training import Training, hash_seed
 from raydelta.translator import TranslatorTraining
 
-Kind = Literal["expert", "translator", "fine-tuned", "from scratch", "joint training", "oracle"]
+Kind = Literal[
+    "expert",
+    "translator",
+    "ensemble",
+    "from scratch",
+    "fine-tuned",
+    "joint training",
+    "randomised",
+    "FDA",
+    "translated only",
+    "student",
+    "pseudo-labels",
+    "mean teacher",
+    "mean teacher, translated",
+    "oracle",
+]
 
 HELD_OUT = 64
 """At most this many synthetic training images (or a tenth) are kept from the expert's training to validate it."""
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """A segmenter trained without translation on the same labels."""
+class Recipe:
+    """What a segmenter for photographs is trained on."""
 
-    from_expert: bool  # else from scratch
-    synthetic: bool  # synthetic images in every batch, one half
-    all_labels: bool = False
+    start: Literal["expert", "scratch", "student"]
+    synthetic: Literal["plain", "translated", "FDA", "randomised"] | None = None  # half of every batch, if any
+    labels: Literal["budget", "all", "none"] = "budget"
+    teacher: Literal["average", "ensemble"] | None = None  # of the unlabelled photographs, if any
+
+    @property
+    def photographs(self) -> bool:
+        """Whether it looks at photographs without labels."""
+        return self.teacher is not None or self.synthetic == "FDA"
 
 
-BASELINES: dict[str, Baseline] = {
-    "fine-tuned": Baseline(from_expert=True, synthetic=False),
-    "from scratch": Baseline(from_expert=False, synthetic=False),
-    "joint training": Baseline(from_expert=True, synthetic=True),
-    "oracle": Baseline(from_expert=True, synthetic=True, all_labels=True),
+RECIPES: dict[str, Recipe] = {
+    "from scratch": Recipe("scratch"),
+    "fine-tuned": Recipe("expert"),
+    "joint training": Recipe("expert", "plain"),
+    "randomised": Recipe("expert", "randomised"),
+    "FDA": Recipe("expert", "FDA"),
+    "translated only": Recipe("expert", "translated", labels="none"),
+    "student": Recipe("expert", "translated"),
+    "pseudo-labels": Recipe("student", "translated", teacher="ensemble"),
+    "mean teacher": Recipe("expert", "plain", teacher="average"),
+    "mean teacher, translated": Recipe("expert", "translated", teacher="average"),
+    "oracle": Recipe("expert", "plain", labels="all"),
+}
+"""The rows of the table that are one segmenter. ``student`` against ``joint training`` is the control for translation:
+they differ in nothing but the synthetic images that are swapped for translated ones."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: which job, under which fields."""
+
+    kind: Kind
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+UNGUIDED = {"guidance.weight": 0.0}
+SHUFFLED = {"labels.shuffle": True}
+METHODS: dict[str, Method] = {
+    "unguided": Method("translator", UNGUIDED),
+    "guided": Method("translator"),
+    "ensemble": Method("ensemble"),
+    **{name: Method(name) for name in RECIPES},  # type: ignore[arg-type]
+    "guided, shuffled labels": Method("translator", SHUFFLED),
+    "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }
 
 
@@ -60,6 +113,19 @@ class Job(BaseModel):
     config: Config  # data.synthetic and data.real are data sets on disk by now, not names of built-in ones
     directory: Path
     expert: Path | None = None
+    translator: "Job | None" = None  # whose S2R translates the synthetic images, or whose R2S is a part of it
+    student: "Job | None" = None  # where it starts, or that is a part of it
+
+    @property
+    def parents(self) -> list["Job"]:
+        """What has to be trained before it, but for the expert; nearest last."""
+        direct = [job for job in (self.translator, self.student) if job is not None]
+        return [job for parent in direct for job in [*parent.parents, parent]]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What a segmenter for photographs is trained on; None for the other kinds."""
+        return RECIPES.get(self.kind)
 
     @property
     def done(self) -> bool:
@@ -69,50 +135,58 @@ class Job(BaseModel):
     @property
     def large_sets(self) -> tuple[str, ...]:
         """Which of the large training sets it draws from."""
-        if self.kind == "expert":
-            return ("synthetic",)
-        if self.kind == "translator":
-            return ("synthetic", "real")
-        return ("synthetic",) if BASELINES[self.kind].synthetic else ()
+        if self.recipe is None:
+            return ("synthetic",) if self.kind == "expert" else ("synthetic", "real")
+        return ("synthetic",) * (self.recipe.synthetic is not None) + ("real",) * self.recipe.photographs
 
     @property
     def budget(self) -> int:
         """Labelled training images; -1 for all."""
-        if self.kind == "expert":
-            return 0
-        if self.kind == "translator" and self.config.guidance.weight == 0:
-            return 0
-        return -1 if self.kind in BASELINES and BASELINES[self.kind].all_labels else self.config.labels.budget
+        if self.recipe is None:
+            guided = self.kind != "expert" and self.config.guidance.weight > 0
+            return self.config.labels.budget if guided or self.kind == "ensemble" else 0
+        return {"budget": self.config.labels.budget, "all": -1, "none": 0}[self.recipe.labels]
 
     @property
-    def batches(self) -> tuple[int, ...]:
+    def batches(self) -> dict[str, int]:
         """Images a step from each stream, over all workers."""
+        config = self.config
         if self.kind == "expert":
-            return (self.config.expert.batch,)
-        if self.kind == "translator":
-            return self.config.translator.batch, self.config.guidance.batch
-        return (self.config.baseline.batch // (2 if BASELINES[self.kind].synthetic else 1),)
+            return {"synthetic": config.expert.batch}
+        if self.recipe is None:
+            guided = {"labelled": config.guidance.batch} if config.guidance.weight > 0 else {}
+            return dict.fromkeys(("synthetic", "real"), config.translator.batch) | guided
+        supervised = ["synthetic"] * (self.recipe.synthetic is not None) + ["labelled"] * (self.recipe.labels != "none")
+        half = config.student.batch // 2
+        return dict.fromkeys(supervised, config.student.batch // len(supervised)) | (
+            {"real": half} if self.recipe.photographs else {}
+        )
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
         if self.kind == "expert":
             return self.config.expert.steps
-        return self.config.translator.steps if self.kind == "translator" else self.config.baseline.steps
+        return self.config.translator.steps if self.kind == "translator" else self.config.student.steps
 
 
 def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None) -> Job:
-    """The job of a kind under a config, its directory in ``runs`` named by kind and inputs.
+    """The job of a kind under a config, with the jobs it builds on; its directory in ``runs`` named by kind and inputs.
 
     Two configs that differ only in what this training does not use share one directory. How it runs (``compute``) is
     no input, but for the precision.
     """
-    sections = {
-        "expert": ("seed", "augment", "segmenter", "expert"),
-        "translator": ("seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"),
-    }.get(kind, ("seed", "labels", "augment", "segmenter", "baseline"))
+    recipe = RECIPES.get(kind)
+    ensemble_of = kind == "ensemble" or (recipe is not None and recipe.teacher == "ensemble")
+    translator = student = None
+    if ensemble_of or (recipe is not None and recipe.synthetic == "translated"):
+        unguided = recipe is not None and recipe.labels == "none"
+        translator = make_job("translator", override(config, UNGUIDED) if unguided else config, runs, expert)
+    if ensemble_of or (recipe is not None and recipe.start == "student"):
+        student = make_job("student", config, runs, expert)
+
     tree = config.model_dump(mode="json")
-    inputs: dict[str, Any] = {name: tree[name] for name in sections}
+    inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
     inputs["size"] = [config.data.width, config.data.height]
     inputs["precision"] = config.compute.precision
     inputs["synthetic"] = data_fingerprint(config.data.synthetic)
@@ -120,13 +194,26 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         assert expert is not None
         inputs["real"] = data_fingerprint(config.data.real)
         inputs["expert"] = expert.name
-        if kind == "translator" and config.guidance.weight == 0:  # unguided: labels only validate, guidance is unused
-            inputs["labels"] = {"validation": config.labels.validation}
+        inputs["parents"] = [job.directory.name for job in (translator, student) if job is not None]
+        if kind == "translator" and config.guidance.weight == 0:  # labels only validate, guidance is unused
             inputs["guidance"] = None
-        if kind in BASELINES and BASELINES[kind].all_labels:
+        if (kind == "translator" and config.guidance.weight == 0) or (recipe is not None and recipe.labels != "budget"):
             inputs["labels"] = {"validation": config.labels.validation}
-    name = f"{kind.replace(' ', '-')}-{fingerprint(inputs)}"
-    return Job(kind=kind, config=config, directory=runs / name, expert=expert)
+    name = f"{kind.replace(', ', '-').replace(' ', '-').lower()}-{fingerprint(inputs)}"
+    return Job(kind=kind, config=config, directory=runs / name, expert=expert, translator=translator, student=student)
+
+
+def _sections(kind: Kind, recipe: Recipe | None) -> list[str]:
+    """The sections of the config that a training uses itself."""
+    if kind == "expert":
+        return ["seed", "augment", "segmenter", "expert"]
+    if kind == "ensemble":
+        return ["seed", "labels"]
+    if recipe is None:
+        return ["seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"]
+    own = ["seed", "labels", "augment", "segmenter", "student"]
+    own += ["appearance"] * (recipe.synthetic not in (None, "plain"))
+    return own + ["self_training"] * (recipe.teacher is not None)
 
 
 @dataclass(frozen=True)
@@ -154,48 +241,41 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
     labelled, validation = load_labelled(job)
     sets = dict(large)
 
+    if "labelled" in job.batches:
+        if labelled is None:
+            raise UserError(_no_labels(job))
+        sets["labelled"] = labelled
+
     training: SegmenterTraining | TranslatorTraining
     if job.kind == "translator":
         assert job.expert is not None
-        expert = freeze(load_segmenter(job.expert, classes))
-        training = TranslatorTraining(config, expert, place)
-        batch = dict.fromkeys(("synthetic", "real"), config.translator.batch)
-        if config.guidance.weight > 0:
-            if labelled is None:
-                raise UserError(_no_labels(config))
-            sets["labelled"], batch["labelled"] = labelled, config.guidance.batch
+        training = TranslatorTraining(config, freeze(load_segmenter(job.expert, classes)), place)
     elif job.kind == "expert":
         training = SegmenterTraining(build_segmenter(config.segmenter, classes), config.expert.learning_rate, place)
         images = sets["synthetic"]
         if isinstance(images, Images):
             kept = max(1, len(images) - min(HELD_OUT, len(images) // 10))
             sets["synthetic"], validation = images.take(slice(kept)), images.take(slice(kept, None))
-        batch = {"synthetic": config.expert.batch}
     else:
-        baseline = BASELINES[job.kind]
-        if labelled is None:
-            raise UserError(f"method {job.kind!r} needs labelled photographs: labels.budget = {config.labels.budget}")
-        assert job.expert is not None
-        network = (
-            load_segmenter(job.expert, classes) if baseline.from_expert else build_segmenter(config.segmenter, classes)
-        )
-        training = SegmenterTraining(network, config.baseline.learning_rate, place)
-        sets["labelled"] = labelled
-        share = config.baseline.batch // 2 if baseline.synthetic else config.baseline.batch
-        batch = dict.fromkeys(sets, share)
+        training = _build_student(job, classes, place)
 
-    colour = job.kind != "translator"
-    augment = build_augment(config.augment, data.height, data.width, colour)
+    # Colour is the translator's subject, and what a student sees of photographs or translations jittered in its step.
+    plain = {"real"}
+    if job.kind == "translator":
+        plain = {"real", "synthetic", "labelled"}
+    elif job.recipe is not None and job.recipe.synthetic == "translated":
+        plain = {"real", "synthetic"}
+    unused = {"real"} | ({"synthetic"} if job.kind == "translator" and config.guidance.semantic == 0 else set())
+    geometry, both = (build_augment(config.augment, data.height, data.width, colour) for colour in (False, True))
     streams: dict[str, Stream] = {}
     for number, (name, images) in enumerate(sets.items()):
         if isinstance(images, Images):
-            streams[name] = MemoryStream(images, batch[name], (config.seed, number), place)
+            streams[name] = MemoryStream(images, job.batches[name], (config.seed, number), place)
         else:
-            streams[name] = RayStream(images, batch[name], config.seed, place)
-    labels_used = job.kind != "translator"
+            streams[name] = RayStream(images, job.batches[name], config.seed, place)
 
     def augment_stream(name: str, images: Tensor, labels: Tensor | None) -> Batch:
-        return augment(images, labels if labels_used or name == "labelled" else None)
+        return (geometry if name in plain else both)(images, None if name in unused else labels)
 
     def validate() -> dict[str, float]:
         if validation is None or len(validation) == 0:
@@ -203,6 +283,47 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
         return {"miou": mean_iou(class_ious(confusion_matrix(training.predictor(), validation, classes, place)))}
 
     return Parts(training, streams, augment_stream, validate)
+
+
+def _build_student(job: Job, classes: int, place: Place) -> StudentTraining:
+    config, recipe = job.config, job.recipe
+    assert recipe is not None and job.expert is not None
+    start = job.student.directory if recipe.start == "student" and job.student else job.expert
+    network = (
+        build_segmenter(config.segmenter, classes) if recipe.start == "scratch" else load_segmenter(start, classes)
+    )
+    teacher: Any = recipe.teacher
+    if recipe.teacher == "ensemble":
+        teacher = ensemble([model.predict for model in _members(job, place)])
+    return StudentTraining(network, config, place, _build_appearance(job, place), teacher)
+
+
+def _build_appearance(job: Job, place: Place) -> Appearance:
+    """How the job's synthetic images look to the student."""
+    config, recipe = job.config, job.recipe
+    assert recipe is not None
+    if recipe.synthetic == "FDA":
+        return lambda synthetic, real: swap_amplitude(
+            synthetic, _as_many(real, len(synthetic)), config.appearance.bandwidth
+        )
+    if recipe.synthetic == "randomised":
+        randomise = build_randomise(config.appearance.strength)
+        return lambda synthetic, real: randomise(synthetic)
+    if recipe.synthetic == "translated":
+        assert job.translator is not None
+        s2r, jitter = load_generator(job.translator.directory, "s2r_ema", place), build_colour(config.augment)
+
+        def translate(synthetic: Tensor, real: Tensor | None) -> Tensor:
+            count = round(config.appearance.translated * len(synthetic))
+            return jitter(torch.cat([s2r(synthetic[:count]), synthetic[count:]]))
+
+        return translate
+    return lambda synthetic, real: synthetic
+
+
+def _as_many(images: Tensor | None, count: int) -> Tensor:
+    assert images is not None
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
 
 
 def read_job(directory: Path) -> Job:
@@ -214,11 +335,18 @@ def read_job(directory: Path) -> Job:
     stage = read_stage(directory)
     if stage is None or "kind" not in stage:
         raise UserError(f"{directory}: not a finished training of raydelta (no stage.json that says so)")
-    expert = directory.parent / stage["expert"] if stage["expert"] else None
-    if expert is not None and read_stage(expert) is None:
-        raise UserError(f"{directory}: its expert {expert} is missing; it has to lie beside it")
+    beside = {}
+    for kind in ("expert", "translator", "student"):
+        if stage.get(kind):
+            beside[kind] = directory.parent / stage[kind]
+            if read_stage(beside[kind]) is None:
+                raise UserError(f"{directory}: its {kind} {beside[kind]} is missing; it has to lie beside it")
     return Job(
-        kind=stage["kind"], config=checkpoint.read_config(directory / "checkpoint"), directory=directory, expert=expert
+        kind=stage["kind"],
+        config=checkpoint.read_config(directory / "checkpoint"),
+        directory=directory,
+        expert=beside.get("expert"),
+        **{kind: read_job(beside[kind]) for kind in ("translator", "student") if kind in beside},
     )
 
 
@@ -227,7 +355,13 @@ def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
     train, validation = label_ids(job)
     data = job.config.data
     size = (data.width, data.height)
-    return tuple(load_images(data.real, "train", size, ids=ids) if ids else None for ids in (train, validation))  # type: ignore[return-value]
+    bought, held_out = (load_images(data.real, "train", size, ids=ids) if ids else None for ids in (train, validation))
+    if bought is not None and job.config.labels.shuffle:
+        assert bought.labels is not None
+        bought = replace(
+            bought, labels=np.roll(bought.labels, 1, axis=0)
+        )  # their order is random, and none keeps its own
+    return bought, held_out
 
 
 def label_ids(job: Job) -> tuple[list[str], list[str]]:
@@ -257,25 +391,46 @@ class Model:
 
 
 def load_model(job: Job, place: Place) -> Model:
-    """The model of a complete stage on the place's device: images in [-1, 1] → fp32 logits."""
+    """The model of a complete stage (an ensemble: of its parts) on the place's device: images in [-1, 1] → logits."""
     classes = len(read_manifest(job.config.data.synthetic).taxonomy)
+    if job.kind == "ensemble":
+        members = _members(job, place)
+        return Model(ensemble([member.predict for member in members]), members[1].translate)
     if job.kind != "translator":
         return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)
     assert job.expert is not None
-    path = job.directory / "checkpoint"
     expert = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
+    translate = load_generator(job.directory, "r2s_ema", place)
+    return Model(lambda images: expert(translate(images).to(place.dtype)).float(), translate)
+
+
+def _members(job: Job, place: Place) -> list[Model]:
+    """E(x), E(R2S(x)) and the student."""
+    assert job.expert is not None and job.translator is not None and job.student is not None
+    expert = Job(kind="expert", config=job.config, directory=job.expert)
+    return [load_model(part, place) for part in (expert, job.translator, job.student)]
+
+
+def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:
+    """A generator of a complete translator stage: images in [-1, 1] → fp32 images, clipped to [-1, 1]."""
+    path = directory / "checkpoint"
     settings = checkpoint.read_config(path).generator
-    r2s = freeze(Generator(settings.width, settings.blocks, settings.identity_start)).to(place.device)
-    r2s.load_state_dict(checkpoint.read_weights(path, "r2s_ema"))
+    generator = freeze(Generator(settings.width, settings.blocks, settings.identity_start)).to(place.device)
+    generator.load_state_dict(checkpoint.read_weights(path, name))
 
     def translate(images: Tensor) -> Tensor:
-        return r2s(images.to(place.dtype)).clamp(-1, 1)
+        with torch.no_grad():
+            return generator(images.to(place.dtype)).float().clamp(-1, 1)
 
-    return Model(lambda images: expert(translate(images)).float(), translate)
+    return translate
 
 
-def _no_labels(config: Config) -> str:
+def _no_labels(job: Job) -> str:
+    config = job.config
+    budget = f"{config.data.real} has none to train on (labels.budget = {config.labels.budget})"
+    if job.kind != "translator":
+        return f"method {job.kind!r} needs labelled photographs, but {budget}"
     return (
-        f"guidance.weight = {config.guidance.weight} needs labelled photographs, but {config.data.real} has none "
-        f"to train on (labels.budget = {config.labels.budget}); label some, or set guidance.weight=0 for plain CycleGAN"
+        f"guidance.weight = {config.guidance.weight} needs labelled photographs, but {budget}; label some, or set "
+        "guidance.weight=0 for plain CycleGAN"
     )

@@ -1,7 +1,7 @@
 """Search spaces: YAML files of the shape of ``Space``, the shipped ones in ``tune_spaces/``. Not here: the sweep."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,27 @@ SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "
 Not the seed either: it decides which labels validate, and trials on other validation images cannot be compared.
 """
 
-Method = Literal["unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle"]
+Method = Literal[
+    "unguided",
+    "guided",
+    "ensemble",
+    "from scratch",
+    "fine-tuned",
+    "joint training",
+    "randomised",
+    "FDA",
+    "translated only",
+    "student",
+    "pseudo-labels",
+    "mean teacher",
+    "mean teacher, translated",
+    "oracle",
+    "guided, shuffled labels",
+    "joint training, shuffled labels",
+]
+"""Names of ``methods.METHODS``, repeated because the driver reads spaces before it imports torch."""
+
+DEFAULT_METHODS: tuple[Method, ...] = ("unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle")
 
 
 class Dimension(Section):
@@ -61,7 +81,7 @@ class Resources(Section):
 class TableConfig(Section):
     """What is trained after the sweep, with the best trial's settings, to compare it with."""
 
-    methods: tuple[Method, ...] = get_args(Method)
+    methods: tuple[Method, ...] = DEFAULT_METHODS
     budgets: tuple[Positive, ...] | None = None  # None: the best trial's
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: the best trial's
 
@@ -70,7 +90,7 @@ class Space(Section):
     """A search space file."""
 
     config: dict[str, Any] = Field(default={})  # fixed fields, dotted, under all trials and the expert
-    search: dict[str, Dimension]
+    search: dict[str, Dimension] = Field(default={})  # nothing: no sweep, straight to the table
     algorithm: Literal["random", "optuna"] = "random"
     scheduler: Literal["asha", "none"] = "asha"
     grace: Share = 0.25  # share of the steps that every trial may run before ASHA stops it

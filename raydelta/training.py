@@ -93,7 +93,8 @@ def train(
         TrainingError: a loss is not finite; the message names the term, the rank and the steps.
     """
     torch.manual_seed(hash_seed(config.seed, place.rank))
-    first = _restore(resume, training, streams, place) if resume is not None else 0
+    first, spent = _restore(resume, training, streams, place) if resume is not None else (0, 0.0)
+    start = time.perf_counter()
     compute = config.compute
     flops = _Flops()
     if compute.compile:
@@ -117,11 +118,12 @@ def train(
             metrics: dict[str, Any] = {"step": number, "steps": steps} | losses.take(number)
         with timers.phase("validate"):
             metrics |= validate()
+        metrics["device_seconds"] = spent + (time.perf_counter() - start) * place.world
         with tempfile.TemporaryDirectory(prefix="raydelta-") as folder:
             directory = Path(folder) / "checkpoint" if saves else None
             if directory is not None:
                 with timers.phase("checkpoint"):
-                    _save(directory, kind, number, config, training, streams, place)
+                    _save(directory, kind, metrics, config, training, streams, place)
             images = sum(len(drawn[name][0]) for name in drawn) * place.world
             report(
                 metrics | _pace(timers.take(), number - losses.take_first(number), images, flops.per_step), directory
@@ -150,12 +152,13 @@ def _pace(seconds: dict[str, float], steps: int, images: int, flops: float) -> d
 def _save(
     directory: Path,
     kind: str,
-    step: int,
+    metrics: Mapping[str, Any],
     config: Config,
     training: Training,
     streams: Mapping[str, Stream],
     place: Place,
 ) -> None:
+    step = metrics["step"]
     for name, network in training.networks().items():  # a gradient can be infinite where no loss is
         if not all(bool(torch.isfinite(weights).all()) for weights in network.state_dict().values()):
             raise TrainingError(
@@ -170,13 +173,17 @@ def _save(
         step=step,
         config=config,
         networks=training.networks(),
-        state={"training": training.state(), "streams": {name: s.state() for name, s in streams.items()}},
+        state={
+            "training": training.state(),
+            "streams": {name: s.state() for name, s in streams.items()},
+            "device_seconds": metrics["device_seconds"],
+        },
         rank_state=rank_state,
         rank=place.rank,
     )
 
 
-def _restore(path: Path, training: Training, streams: Mapping[str, Stream], place: Place) -> int:
+def _restore(path: Path, training: Training, streams: Mapping[str, Stream], place: Place) -> tuple[int, float]:
     meta = checkpoint.read_meta(path)
     for name, network in training.networks().items():
         network.load_state_dict(checkpoint.read_weights(path, name))
@@ -189,7 +196,7 @@ def _restore(path: Path, training: Training, streams: Mapping[str, Stream], plac
         torch.set_rng_state(rank_state["random"])
         if place.device.type == "cuda" and "random_cuda" in rank_state:
             torch.cuda.set_rng_state(rank_state["random_cuda"], place.device)
-    return int(meta["step"])
+    return int(meta["step"]), state["device_seconds"]
 
 
 class _Losses:

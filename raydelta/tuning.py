@@ -28,14 +28,18 @@ DRIVER = {"node:__internal_head__": 0.001}
 the last worker from starting where workers need all CPUs."""
 
 
+DRAWN = ("unguided", "guided", "joint training", "student")
+"""Methods whose pictures stand beside each other after a run."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the main job ends with."""
 
     directory: Path
     rows: list[Row]
-    best: dict[str, Any]  # the searched fields of the best trial
-    best_miou: float  # on its validation labels, percent
+    best: dict[str, Any] | None  # the searched fields of the best trial; None: nothing was searched
+    best_miou: float | None  # on its validation labels, percent
     config: Path  # the whole of the best trial's config
     failed: list[str]
     pictures: Path | None
@@ -80,7 +84,7 @@ def run_tune(
             f"{config.data.real}: a sweep needs labelled photographs, and the train split has none; label some, or run "
             "raydelta train translator guidance.weight=0 for plain CycleGAN"
         )
-    if config.labels.validation == 0:
+    if space.search and config.labels.validation == 0:
         raise UserError("labels.validation = 0: a sweep needs at least one, they choose the best trial")
     if evaluation_split(real) is None:
         warnings.warn(
@@ -156,7 +160,7 @@ def _sweep_and_compare(
     space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
-    from raydelta.methods import BASELINES, Job, make_job
+    from raydelta.methods import METHODS, Job, make_job
     from raydelta.workers import draw_strips, evaluate_on_ray, open_large_sets
 
     config = override(config, {"compute.workers": space.resources.workers})
@@ -169,34 +173,23 @@ def _sweep_and_compare(
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space)
 
-    results = train.sweep(directory / "sweep", resume)
-    finished = [result for result in results if result["miou"] is not None]
-    if not finished:
-        reasons = {result["error"] for result in results if result["error"]}
-        raise UserError(
-            "no trial of the sweep has a validation mIoU: "
-            + ("; ".join(sorted(reasons)) or "labels.validation must be at least 1, and the real set needs labels")
-        )
-    best = max(finished, key=lambda result: result["miou"])
-    write_atomically(directory / "trials.json", json.dumps(results, indent=1))
-    chosen = override(config, best["overrides"])
+    results = train.sweep(directory / "sweep", resume) if space.search else []
+    best = _best_of(results) if space.search else None
+    if best is not None:
+        write_atomically(directory / "trials.json", json.dumps(results, indent=1))
+    chosen = override(config, best["overrides"]) if best is not None else config
 
     jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
-    labels = read_manifest(config.data.real).splits["train"].labelled
     for seed in space.table.seeds or [chosen.seed]:
-        seeded = override(chosen, {"seed": seed})
         for budget in space.table.budgets or [chosen.labels.budget]:
-            budgeted = override(seeded, {"labels.budget": budget})
-            for method in space.table.methods:
-                kind, at = ("translator", budgeted) if method in ("guided", "unguided") else (method, budgeted)
-                if method == "unguided":
-                    at = override(budgeted, {"guidance.weight": 0.0})
-                if method in BASELINES and labels == 0:
-                    continue
-                jobs.append((method, make_job(kind, at, runs, expert.directory)))  # type: ignore[arg-type]
+            at = override(chosen, {"seed": seed, "labels.budget": budget})
+            for name in space.table.methods:
+                method = METHODS[name]
+                jobs.append((name, make_job(method.kind, override(at, method.overrides), runs, expert.directory)))
     # Some do not depend on the budget.
     jobs = list({(method, job.directory): (method, job) for method, job in jobs}.values())
-    train.finish([job for _, job in jobs if job.kind != "expert"])
+    for wave in in_waves([job for _, job in jobs]):
+        train.finish(wave)
 
     progress = Progress("evaluation")
     gpus = resources.get("GPU", float(cluster.gpus > 0))
@@ -207,17 +200,42 @@ def _sweep_and_compare(
     by_method = dict(jobs)
     pictures = directory / "strips.png"
     if "guided" in by_method:
-        draw_strips(by_method["guided"], by_method.get("unguided"), pictures, gpus)
+        draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     return Outcome(
         directory=directory,
         rows=rows,
-        best=best["overrides"],
-        best_miou=best["miou"],
+        best=best["overrides"] if best else None,
+        best_miou=best["miou"] if best else None,
         config=directory / "best.yaml",
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
     )
+
+
+def _best_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    finished = [result for result in results if result["miou"] is not None]
+    if not finished:
+        reasons = {result["error"] for result in results if result["error"]}
+        raise UserError(
+            "no trial of the sweep has a validation mIoU: "
+            + ("; ".join(sorted(reasons)) or "labels.validation must be at least 1, and the real set needs labels")
+        )
+    return max(finished, key=lambda result: result["miou"])
+
+
+def in_waves(jobs: Sequence[Any]) -> list[list[Any]]:
+    """The jobs and all they build on, but for the expert, in waves: every job's parents are in an earlier one."""
+    waves: dict[int, dict[Path, Any]] = {}
+    for job in jobs:
+        for each in [*job.parents, job]:
+            if each.kind not in ("expert", "ensemble"):
+                waves.setdefault(_depth(each), {})[each.directory] = each
+    return [list(waves[depth].values()) for depth in sorted(waves)]
+
+
+def _depth(job: Any) -> int:
+    return 1 + max((_depth(parent) for parent in job.parents), default=0)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from raydelta.methods import Job, assemble, label_ids, load_model
 from raydelta.pictures import colourise, strip
 from raydelta.place import Place, choose_dtype
 from raydelta.progress import Progress
-from raydelta.stages import complete_stage, replace_directory
+from raydelta.stages import complete_stage, read_stage, replace_directory
 from raydelta.training import TrainingError, train
 
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
@@ -225,6 +225,8 @@ def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) 
         "labels_train": train_ids,
         "labels_val": validation_ids,
         "expert": job.expert.name if job.expert else None,
+        "translator": job.translator.directory.name if job.translator else None,
+        "student": job.student.directory.name if job.student else None,
     }
     complete_stage(job.directory, manifest)
 
@@ -248,9 +250,11 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
     asked = job.config.compute.workers
     if asked is None:
-        return max(n for n in range(1, max(1, gpus) + 1) if not any(batch % n for batch in job.batches)), gpus > 0
-    if any(batch % asked for batch in job.batches):
-        batches = " and ".join(map(str, job.batches))
+        return max(
+            n for n in range(1, max(1, gpus) + 1) if not any(batch % n for batch in job.batches.values())
+        ), gpus > 0
+    if any(batch % asked for batch in job.batches.values()):
+        batches = " and ".join(map(str, job.batches.values()))
         raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
     limit, kind = (gpus, "GPUs") if gpus else (cpus, "CPUs")
     if asked > limit:
@@ -403,7 +407,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
             images = load_images(uri, split, (data.width, data.height), ids=ids)
             classes = manifest.taxonomy.classes
             ious = class_ious(confusion_matrix(model.predict, images, len(classes), place))
-            train, validation = count_labels(method, job)
+            train, validation = count_labels(job)
             row = Row(
                 method=method,
                 labels_train=train,
@@ -411,6 +415,9 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 seed=job.config.seed,
                 real=read_manifest(data.real).name,
                 split=title,
+                device_hours=device_hours(job),
+                start=job.recipe.start if job.recipe else "expert",
+                pretraining=job.config.segmenter.weights,
                 miou=mean_iou(ious),
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
@@ -420,24 +427,32 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     return rows
 
 
-def count_labels(method: str, job: Job) -> tuple[int, int]:
-    """What a row cost: labels trained on, and labels by which its settings were chosen (the translator's alone)."""
+def count_labels(job: Job) -> tuple[int, int]:
+    """What a row cost: labels trained on, and labels by which settings were chosen (of translators alone)."""
     if job.kind == "expert":
         return 0, 0
-    train, validation = label_ids(job)
-    return len(train), len(validation) if job.kind == "translator" else 0
+    trained = {name for each in [*job.parents, job] for name in label_ids(each)[0]}
+    chosen = label_ids(job)[1] if any(each.kind == "translator" for each in [*job.parents, job]) else []
+    return len(trained), len(chosen)
 
 
-def draw_strips(guided: Job, unguided: Job | None, path: Path, gpus: float, count: int = 6) -> None:
-    """real | translated | prediction | truth for a few test images, drawn on the cluster."""
+def device_hours(job: Job) -> float:
+    """Hours of one device for the row: its own training and all that it builds on, the expert included."""
+    built_on = {each.directory for each in [*job.parents, job]} | ({job.expert} if job.expert else set())
+    stages = [read_stage(directory) for directory in built_on]  # an ensemble has no stage of its own
+    return sum(stage["metrics"]["device_seconds"] for stage in stages if stage is not None) / 3600
+
+
+def draw_strips(jobs: list[Job], path: Path, gpus: float, count: int = 6) -> None:
+    """real | translated | predictions | truth for a few test images, drawn on the cluster."""
     import ray
 
-    get_or_cause(ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here).remote(guided, unguided, path, count))
+    get_or_cause(ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here).remote(jobs, path, count))
 
 
-def draw_strips_here(guided: Job, unguided: Job | None, path: Path, count: int) -> None:
+def draw_strips_here(jobs: list[Job], path: Path, count: int) -> None:
     """``draw_strips`` in this process."""
-    place, data = find_place(guided.config), guided.config.data
+    place, data = find_place(jobs[0].config), jobs[0].config.data
     manifest = read_manifest(data.real)
     split = evaluation_split(manifest)
     if split is None:
@@ -450,14 +465,11 @@ def draw_strips_here(guided: Job, unguided: Job | None, path: Path, count: int) 
     columns: dict[str, np.ndarray] = {first: images.pixels.transpose(0, 2, 3, 1)}
     pixels = to_float(torch.from_numpy(images.pixels).to(place.device))
     with torch.inference_mode():
-        for title, job in (("unguided", unguided), ("guided", guided)):
-            if job is not None:
-                model = load_model(job, place)
-                assert model.translate is not None
-                columns[f"translated, {title}"] = (
-                    to_uint8(model.translate(pixels).float()).permute(0, 2, 3, 1).cpu().numpy()
-                )
-                columns[f"prediction, {title}"] = model.predict(pixels).argmax(1).byte().cpu().numpy()
+        for job in jobs:
+            title, model = method_of(job), load_model(job, place)
+            if model.translate is not None:
+                columns[f"translated, {title}"] = to_uint8(model.translate(pixels)).permute(0, 2, 3, 1).cpu().numpy()
+            columns[f"prediction, {title}"] = model.predict(pixels).argmax(1).byte().cpu().numpy()
     columns["truth"] = images.labels
     painted = [c if c.ndim == 4 else [colourise(mask, manifest.taxonomy) for mask in c] for c in columns.values()]
     strip([[column[index] for column in painted] for index in range(len(chosen))], list(columns), path)
@@ -467,6 +479,6 @@ def method_of(job: Job) -> str:
     """What the table calls a job's row."""
     if job.kind == "expert":
         return "synthetic only"
-    if job.kind == "translator":
-        return "guided" if job.config.guidance.weight > 0 else "unguided"
-    return job.kind
+    unguided = job.kind == "translator" and job.config.guidance.weight == 0
+    name = {"translator": "unguided" if unguided else "guided"}.get(job.kind, job.kind)
+    return f"{name}, shuffled labels" if job.config.labels.shuffle and not unguided else name

@@ -6,7 +6,7 @@ import yaml
 from raydelta.config import PRESETS, Config, load_config, override, save_config
 from raydelta.errors import UserError
 
-SECTIONS = ("expert", "translator", "guidance", "baseline")
+SECTIONS = ("expert", "translator", "guidance", "student")
 
 
 def write(path: Path, text: str) -> Path:
@@ -160,8 +160,8 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_baseline_batch_has_halves_because_joint_training_fills_them_from_two_domains(batch: int) -> None:
-    with pytest.raises(UserError, match=r"baseline\.batch"):
-        load_config(overrides=[f"baseline.batch={batch}"])
+    with pytest.raises(UserError, match=r"student\.batch"):
+        load_config(overrides=[f"student.batch={batch}"])
 
 
 @pytest.mark.parametrize("side", ["width", "height"])

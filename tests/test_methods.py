@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 
 HERE = Place(torch.device("cpu"))
 WIDTH, HEIGHT, SYNTHETIC, REAL = 64, 32, 22, 20
-STEPS = {"expert.steps": 2, "translator.steps": 3, "baseline.steps": 2, "compute.precision": "fp32"}
+STEPS = {"expert.steps": 2, "translator.steps": 3, "student.steps": 2, "compute.precision": "fp32"}
 REAL_NAMES = [(f"real-{index:02d}", f"drive {index % 4}") for index in range(REAL)]
 
 Labelling = Callable[[str, np.ndarray], bytes | None]
@@ -143,7 +143,7 @@ def test_a_directory_is_named_by_kind_and_inputs(config: Config) -> None:
 @pytest.mark.parametrize("kind", ["expert", "translator", "fine-tuned", "from scratch", "joint training", "oracle"])
 def test_how_a_training_runs_does_not_name_it_but_its_precision_does(config: Config, kind: Kind) -> None:
     name = name_of(kind, config)
-    even = {f"{section}__batch": 4 for section in ("expert", "translator", "guidance", "baseline")}
+    even = {f"{section}__batch": 4 for section in ("expert", "translator", "guidance", "student")}
     assert name_of(kind, config, compute__report_every=7, compute__checkpoint_every=7, compute__compile=True) == name
     assert name_of(kind, config, compute__workers=2, **even) == name_of(kind, config, **even)
     assert name_of(kind, config, compute__precision="bf16") != name
@@ -162,7 +162,7 @@ def test_an_expert_depends_on_its_own_settings_only(config: Config, unlabelled: 
         {"cycle__real": 1},
         {"translator__steps": 9},
         {"generator__width": 8},
-        {"baseline__steps": 9},
+        {"student__steps": 9},
     ):
         assert name_of("expert", config, **change) == name
     assert name_of("expert", unlabelled) == name

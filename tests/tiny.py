@@ -17,8 +17,8 @@ TINY: dict[str, object] = {
     "discriminator.width": 4,
     "translator.steps": 6,
     "translator.batch": 2,
-    "baseline.steps": 2,
-    "baseline.batch": 4,
+    "student.steps": 2,
+    "student.batch": 4,
     "compute.report_every": 2,
     "compute.checkpoint_every": 2,
 }

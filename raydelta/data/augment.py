@@ -38,9 +38,8 @@ def build_augment(
             (height, width), scale=(config.crop, 1.0), ratio=(width / height, width / height), p=float(config.crop < 1)
         ),
     ]
-    if colour and config.colour > 0:
-        around_one = (1 - config.colour, 1 + config.colour)
-        stages += [RandomBrightness(brightness=around_one, p=0.8), RandomContrast(contrast=around_one, p=0.8)]
+    if colour:
+        stages += _colour_stages(config)
     nearest = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": None}}
     both = AugmentationSequential(*stages, data_keys=["input", "mask"], extra_args=nearest)
     image_only = AugmentationSequential(*stages, data_keys=["input"])
@@ -53,3 +52,19 @@ def build_augment(
         return pixels * 2.0 - 1.0, mask[:, 0].long()
 
     return augment
+
+
+def build_colour(config: AugmentConfig) -> Callable[[Tensor], Tensor]:
+    """The colour part of ``build_augment`` alone: float images (N, 3, H, W) in [-1, 1] → the same."""
+    stages = _colour_stages(config)
+    if not stages:
+        return lambda images: images
+    jitter = AugmentationSequential(*stages, data_keys=["input"])
+    return lambda images: jitter((images + 1.0) / 2.0) * 2.0 - 1.0
+
+
+def _colour_stages(config: AugmentConfig) -> list:
+    if config.colour == 0:
+        return []
+    around_one = (1 - config.colour, 1 + config.colour)
+    return [RandomBrightness(brightness=around_one, p=0.8), RandomContrast(contrast=around_one, p=0.8)]

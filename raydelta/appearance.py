@@ -1,0 +1,83 @@
+"""How synthetic images can be made to look like photographs without a network: what every GAN has to beat.
+
+Functions of float images (N, 3, H, W) in [-1, 1]; they keep the geometry, so labels stay true.
+"""
+
+from collections.abc import Callable
+
+import torch
+from kornia.augmentation import (
+    AugmentationSequential,
+    ColorJiggle,
+    RandomGamma,
+    RandomGaussianBlur,
+    RandomGaussianNoise,
+    RandomGrayscale,
+)
+from torch import Tensor
+
+
+def swap_amplitude(synthetic: Tensor, real: Tensor, bandwidth: float) -> Tensor:
+    """The synthetic images with the low frequencies' amplitude of the photographs. FDA, Yang & Soatto 2020.
+
+    Args:
+        real: as many photographs, of the same size.
+        bandwidth: the square of swapped frequencies reaches so far from zero to each side, as a share of the shorter
+            side; at least the mean colour is swapped.
+    """
+    height, width = synthetic.shape[-2:]
+    reach = int(bandwidth * min(height, width))
+    spectrum = torch.fft.fft2(synthetic.float())
+    amplitude, wanted = spectrum.abs(), torch.fft.fft2(real.float()).abs()
+    vertical = torch.fft.fftfreq(height, 1 / height, device=synthetic.device).abs() <= reach
+    horizontal = torch.fft.fftfreq(width, 1 / width, device=synthetic.device).abs() <= reach
+    low = vertical[:, None] & horizontal
+    swapped = torch.polar(torch.where(low, wanted, amplitude), spectrum.angle())
+    return torch.fft.ifft2(swapped).real.clamp(-1, 1)
+
+
+def build_randomise(strength: float) -> Callable[[Tensor], Tensor]:
+    """Strong photometric randomisation: colour, gamma, grey, blur and noise. Randomness: torch's global generator.
+
+    Args:
+        strength: in [0, 1]; 1 changes brightness by up to 80 % and hue by up to a fifth of the circle.
+    """
+    around_one = (1 - 0.8 * strength, 1 + 0.8 * strength)
+    change = AugmentationSequential(
+        ColorJiggle(around_one, around_one, around_one, 0.2 * strength, p=0.9),
+        RandomGamma((1 - 0.6 * strength, 1 + 0.8 * strength), p=0.5),
+        RandomGrayscale(p=0.2 * strength),
+        RandomGaussianBlur((3, 3), (0.1, 0.1 + 1.5 * strength), p=0.5),
+        RandomGaussianNoise(std=0.08 * strength, p=0.5),
+        data_keys=["input"],
+    )
+    return lambda images: change((images + 1.0) / 2.0).clamp(0, 1) * 2.0 - 1.0
+
+
+def diff_augment(images: Tensor) -> Tensor:
+    """Brightness, contrast, shift and cut-out that gradients pass through. DiffAugment, Zhao et al. 2020."""
+    count, _, height, width = images.shape
+    brightness, contrast = (torch.rand(2, count, 1, 1, 1, device=images.device) - 0.5).to(images.dtype)
+    x = images + brightness
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * (1 + contrast) + mean
+    down = (torch.rand(count, 1, device=images.device) * 0.25 - 0.125) * height
+    right = (torch.rand(count, 1, device=images.device) * 0.25 - 0.125) * width
+    rows = torch.arange(height, device=images.device) + down.round().long()
+    columns = torch.arange(width, device=images.device) + right.round().long()
+    inside = _inside(rows, height)[:, None, :, None] & _inside(columns, width)[:, None, None, :]
+    index = torch.arange(count, device=images.device)[:, None, None]
+    shifted = x.movedim(1, -1)[index, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    top = torch.rand(count, 1, device=images.device) * height
+    left = torch.rand(count, 1, device=images.device) * width
+    cut = _near(top, height)[:, None, :, None] & _near(left, width)[:, None, None, :]
+    return shifted.movedim(-1, 1) * (inside & ~cut)
+
+
+def _inside(index: Tensor, size: int) -> Tensor:
+    return (index >= 0) & (index < size)
+
+
+def _near(centre: Tensor, size: int) -> Tensor:
+    """Whether a position lies within an eighth of the size from the centre: (N, size)."""
+    return (torch.arange(size, device=centre.device) - centre).abs() < size / 8
