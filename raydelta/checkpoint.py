@@ -1,7 +1,7 @@
 """Checkpoints: all state of a training ↔ one directory, whole or absent. Reading one never runs code from it.
 
     checkpoint/
-      meta.json               kind of training, step, format and library versions
+      meta.json               kind of training, step, device seconds so far, format and library versions
       config.yaml             the resolved config
       networks.safetensors    all weights, as NAME.PARAMETER
       state.pt                optimisers and stream positions, the same on every rank
@@ -23,7 +23,7 @@ import raydelta
 from raydelta.config import Config, load_config, save_config
 from raydelta.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_checkpoint(
@@ -31,6 +31,7 @@ def write_checkpoint(
     *,
     kind: str,
     step: int,
+    device_seconds: float,
     config: Config,
     networks: dict[str, nn.Module],
     state: dict[str, Any],
@@ -53,7 +54,13 @@ def write_checkpoint(
             torch.save(state, beside / "state.pt")
             save_config(config, beside / "config.yaml")
             versions = {"raydelta": raydelta.__version__, "torch": torch.__version__}
-            meta = {"format": FORMAT, "kind": kind, "step": step, "versions": versions}
+            meta = {
+                "format": FORMAT,
+                "kind": kind,
+                "step": step,
+                "device_seconds": device_seconds,
+                "versions": versions,
+            }
             (beside / "meta.json").write_text(json.dumps(meta, indent=1))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each library has its own for a full disk
         shutil.rmtree(beside, ignore_errors=True)

@@ -118,9 +118,10 @@ class Job(BaseModel):
 
     @property
     def parents(self) -> list["Job"]:
-        """What has to be trained before it, but for the expert; nearest last."""
+        """All that has to be trained before it, in order, but for the expert."""
         direct = [job for job in (self.translator, self.student) if job is not None]
-        return [job for parent in direct for job in [*parent.parents, parent]]
+        ordered = [job for parent in direct for job in [*parent.parents, parent]]
+        return list({job.directory: job for job in ordered}.values())
 
     @property
     def recipe(self) -> Recipe | None:

@@ -171,13 +171,10 @@ def _save(
         directory,
         kind=kind,
         step=step,
+        device_seconds=metrics["device_seconds"],
         config=config,
         networks=training.networks(),
-        state={
-            "training": training.state(),
-            "streams": {name: s.state() for name, s in streams.items()},
-            "device_seconds": metrics["device_seconds"],
-        },
+        state={"training": training.state(), "streams": {name: s.state() for name, s in streams.items()}},
         rank_state=rank_state,
         rank=place.rank,
     )
@@ -196,7 +193,7 @@ def _restore(path: Path, training: Training, streams: Mapping[str, Stream], plac
         torch.set_rng_state(rank_state["random"])
         if place.device.type == "cuda" and "random_cuda" in rank_state:
             torch.cuda.set_rng_state(rank_state["random_cuda"], place.device)
-    return int(meta["step"]), state["device_seconds"]
+    return int(meta["step"]), float(meta["device_seconds"])
 
 
 class _Losses:

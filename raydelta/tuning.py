@@ -404,7 +404,8 @@ def _show_progress(progress: Progress, trials: int, steps: int) -> Any:
 
         def _show(self) -> None:
             ended = sum(done >= steps for done in self.steps.values())
-            note = f"steps  {ended}/{trials} trainings ended  best validation mIoU {self.best:.1f} %"
+            best = f"  best validation mIoU {self.best:.1f} %" if self.best else ""
+            note = f"steps  {ended}/{trials} trainings ended{best}"
             progress.update(sum(self.steps.values()), trials * steps, note)
 
     return ShowProgress()

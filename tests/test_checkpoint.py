@@ -33,7 +33,7 @@ def write(path: Path, step: int = 1, rank: int = 0, **fields: Any) -> None:
         "state": {"training": {"step": step, "moments": torch.full((3,), float(step))}},
         "rank_state": {"random": torch.get_rng_state(), "pool": None},
     }
-    write_checkpoint(path, kind="expert", step=step, rank=rank, **(values | fields))
+    write_checkpoint(path, kind="expert", step=step, device_seconds=2.5, rank=rank, **(values | fields))
 
 
 @contextmanager
@@ -65,6 +65,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         path,
         kind="translator",
         step=7,
+        device_seconds=2.5,
         config=config,
         networks=networks,
         state=state,
@@ -72,7 +73,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         rank=0,
     )
     meta = read_meta(path)
-    assert (meta["kind"], meta["step"]) == ("translator", 7)
+    assert (meta["kind"], meta["step"], meta["device_seconds"]) == ("translator", 7, 2.5)
     assert meta["versions"] == {"raydelta": raydelta.__version__, "torch": torch.__version__}
     assert read_config(path) == config
     for name, network in networks.items():

@@ -159,7 +159,7 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_baseline_batch_has_halves_because_joint_training_fills_them_from_two_domains(batch: int) -> None:
+def test_a_student_batch_has_halves_because_joint_training_fills_them_from_two_domains(batch: int) -> None:
     with pytest.raises(UserError, match=r"student\.batch"):
         load_config(overrides=[f"student.batch={batch}"])
 

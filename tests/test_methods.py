@@ -1,7 +1,8 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,18 @@ from raydelta.data.streams import Images, MemoryStream
 from raydelta.data.writing import encode_jpeg, encode_label
 from raydelta.errors import UserError
 from raydelta.labels import choose_labels
-from raydelta.methods import Job, Kind, Parts, assemble, label_ids, load_labelled, load_model, make_job, read_job
+from raydelta.methods import (
+    METHODS,
+    Job,
+    Kind,
+    Parts,
+    assemble,
+    label_ids,
+    load_labelled,
+    load_model,
+    make_job,
+    read_job,
+)
 from raydelta.place import Place
 from raydelta.stages import read_stage
 from raydelta.taxonomy import CAMVID11
@@ -140,7 +152,7 @@ def test_a_directory_is_named_by_kind_and_inputs(config: Config) -> None:
     assert name_of("translator", config) == name_of("translator", config)
 
 
-@pytest.mark.parametrize("kind", ["expert", "translator", "fine-tuned", "from scratch", "joint training", "oracle"])
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_how_a_training_runs_does_not_name_it_but_its_precision_does(config: Config, kind: Kind) -> None:
     name = name_of(kind, config)
     even = {f"{section}__batch": 4 for section in ("expert", "translator", "guidance", "student")}
@@ -178,10 +190,49 @@ def test_a_guided_translator_depends_on_the_budget_and_an_unguided_one_does_not(
     assert name_of("translator", config, guidance__weight=0, cycle__real=3) not in unguided
 
 
-def test_an_oracle_does_not_depend_on_the_budget_and_a_baseline_does(config: Config) -> None:
+def test_an_oracle_does_not_depend_on_the_budget_and_joint_training_does(config: Config) -> None:
     assert name_of("oracle", config, labels__budget=2) == name_of("oracle", config, labels__budget=4)
     assert name_of("joint training", config, labels__budget=2) != name_of("joint training", config, labels__budget=4)
     assert name_of("fine-tuned", config, guidance__weight=0.1) == name_of("fine-tuned", config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("student", {"guidance__weight": 0.1, "cycle__real": 3, "appearance__translated": 1.0}),
+        ("translated only", {"cycle__real": 3}),
+        ("ensemble", {"guidance__weight": 0.1, "student__steps": 9}),
+        ("pseudo-labels", {"self_training__confidence": 0.5, "translator__steps": 9}),
+        ("mean teacher", {"self_training__ema": 0.5}),
+        ("FDA", {"appearance__bandwidth": 0.1}),
+        ("randomised", {"appearance__strength": 0.1}),
+        ("guided", {"labels__shuffle": True}),
+    ],
+)
+def test_a_job_depends_on_what_it_and_its_parents_use(config: Config, kind: Kind, fields: dict[str, Any]) -> None:
+    kind = METHODS[kind].kind
+    for field, value in fields.items():
+        assert name_of(kind, config, **{field: value}) != name_of(kind, config), field
+    if "self_training__ema" not in fields and "self_training__confidence" not in fields:
+        assert name_of(kind, config, self_training__weight=0.5) == name_of(kind, config)
+
+
+def test_translation_without_labels_builds_on_the_unguided_translator(config: Config) -> None:
+    jobs = {kind: make_job(kind, config, Path("runs"), Path("runs/expert-1")) for kind in get_args(Kind)[1:]}
+    unguided = override(config, METHODS["unguided"].overrides)
+    plain = make_job("translator", unguided, Path("runs"), Path("runs/expert-1"))
+    assert jobs["translated only"].parents == [plain]
+    assert jobs["translated only"].budget == plain.budget == 0
+    for kind in ("student", "mean teacher, translated"):
+        assert jobs[kind].parents == [jobs["translator"]]
+    for kind in ("pseudo-labels", "ensemble"):
+        assert jobs[kind].parents == [jobs["translator"], jobs["student"]]
+    assert all(not jobs[kind].parents for kind in ("fine-tuned", "joint training", "FDA", "mean teacher", "oracle"))
+
+
+def test_a_budget_less_method_does_not_depend_on_the_budget(config: Config) -> None:
+    for kind in ("translated only", "oracle"):
+        assert name_of(kind, config, labels__budget=2) == name_of(kind, config, labels__budget=4)
 
 
 def test_other_data_or_another_expert_make_another_job(config: Config, unlabelled: Config) -> None:
@@ -207,15 +258,22 @@ def test_the_expert_becomes_a_stage(config: Config, expert: Trained) -> None:
     assert model.predict(torch.zeros(2, 3, HEIGHT, WIDTH)).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize("kind", ["translator", "fine-tuned", "from scratch", "joint training"])
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("expert", "ensemble", "oracle")])
 def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -> None:
     """Without a test shard, and where other labels than the bought ones are unreadable: neither is looked at."""
-    job, reports = train_job(make_job(kind, config, expert[0].directory.parent, expert[0].directory))
+    job = make_job(kind, config, expert[0].directory.parent, expert[0].directory)
+    for parent in job.parents:
+        if not parent.done:
+            train_job(parent)
+    if job.done:  # as a parent of a method before it
+        shutil.rmtree(job.directory)
+    job, reports = train_job(job)
     assert job.done
     stage = read_stage(job.directory)
-    chosen = choose_labels(REAL_NAMES, config.labels, config.seed)
-    assert (stage["labels_train"], stage["labels_val"]) == chosen
-    assert (len(chosen[0]), len(chosen[1])) == (4, 2)
+    train, validation = choose_labels(REAL_NAMES, config.labels, config.seed)
+    assert (stage["labels_train"], stage["labels_val"]) == ([] if kind == "translated only" else train, validation)
+    assert (len(train), len(validation)) == (4, 2)
+    assert stage["metrics"]["device_seconds"] > 0
     assert stage["expert"] == expert[0].directory.name
     assert stage["metrics"]["step"] == reports[-1]["step"] == job.steps
     assert 0 <= stage["metrics"]["miou"] <= 100
@@ -229,6 +287,46 @@ def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -
         translated = model.translate(images)
         assert translated.shape == images.shape
         assert translated.abs().max() <= 1
+
+
+def test_the_ensemble_hears_expert_guided_translator_and_student(config: Config, expert: Trained) -> None:
+    job = make_job("ensemble", config, expert[0].directory.parent, expert[0].directory)
+    for parent in job.parents:
+        if not parent.done:
+            train_job(parent)
+    images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    together = load_model(job, HERE).predict(images)
+    members = [load_model(member, HERE).predict(images).softmax(1) for member in (expert[0], *job.parents)]
+    assert len(members) == 3
+    assert torch.allclose(together.exp().sum(1), torch.ones(2, HEIGHT, WIDTH), atol=1e-5)
+    assert (together.exp() <= torch.stack(members).amax(0) + 1e-5).all()
+    assert (together.exp() >= torch.stack(members).amin(0) - 1e-5).all()
+
+
+def test_shuffled_labels_belong_to_other_images(all_labelled: Config) -> None:
+    job = make_job("fine-tuned", all_labelled, Path("runs"), Path("runs/expert-1"))
+    shuffled = make_job(
+        "fine-tuned", override(all_labelled, METHODS["guided, shuffled labels"].overrides), Path("runs"), job.expert
+    )
+    (train, validation), (mixed_up, untouched) = load_labelled(job), load_labelled(shuffled)
+    assert train.ids == mixed_up.ids
+    assert np.array_equal(train.pixels, mixed_up.pixels)
+    assert not any(np.array_equal(*pair) for pair in zip(train.labels, mixed_up.labels, strict=True))
+    assert sorted(map(bytes, train.labels)) == sorted(map(bytes, mixed_up.labels)), "the same labels all the same"
+    assert np.array_equal(validation.labels, untouched.labels)
+
+
+def test_half_of_a_students_synthetic_images_are_translated(config: Config, expert: Trained) -> None:
+    """And nothing else tells it from joint training: the control for what translation adds."""
+    still = override(config, {"augment.colour": 0.0})
+    train_job(make_job("translator", still, expert[0].directory.parent, expert[0].directory))
+    parts = {kind: put_together(kind, still, expert[0]) for kind in ("student", "joint training")}
+    assert sizes(parts["student"]) == sizes(parts["joint training"])
+    images = torch.rand(4, 3, HEIGHT, WIDTH) * 2 - 1
+    seen = {kind: each.training.appearance(images, None) for kind, each in parts.items()}
+    assert torch.equal(seen["joint training"], images)
+    assert torch.equal(seen["student"][2:], images[2:])
+    assert (seen["student"][:2] != images[:2]).flatten(1).any(1).all()
 
 
 def test_an_unguided_translator_trains_on_photographs_without_labels(unlabelled: Config, expert: Trained) -> None:
@@ -293,21 +391,25 @@ def test_every_method_draws_from_its_own_streams(all_labelled: Config, expert: T
         "from scratch": {"labelled": (4, 4)},
         "joint training": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2)},
         "oracle": {"synthetic": (SYNTHETIC, 2), "labelled": (REAL - 2, 2)},
+        "randomised": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2)},
+        "FDA": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2), "real": (REAL, 2)},
+        "mean teacher": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2), "real": (REAL, 2)},
     }
     assert {kind: sizes(put_together(kind, config, expert[0])) for kind in expected} == expected
     unguided = put_together("translator", override(config, {"guidance.weight": 0}), expert[0])
     assert set(sizes(unguided)) == {"synthetic", "real"}
 
 
-def test_photographs_come_without_labels_but_for_the_bought_ones(config: Config, expert: Trained) -> None:
-    parts = put_together("translator", config, expert[0])
+@pytest.mark.parametrize("kind", ["translator", "FDA", "mean teacher"])
+def test_photographs_come_without_labels_but_for_the_bought_ones(config: Config, expert: Trained, kind: Kind) -> None:
+    parts = put_together(kind, config, expert[0])
     batch = {name: parts.augment(name, *stream.next()) for name, stream in parts.streams.items()}
     assert batch["real"][1] is None
     assert batch["labelled"][1].dtype == torch.long
     assert set(batch["labelled"][1].unique().tolist()) <= set(range(len(CAMVID11)))
 
 
-def test_baselines_start_from_the_expert_or_from_scratch(config: Config, expert: Trained) -> None:
+def test_segmenters_start_from_the_expert_or_from_scratch(config: Config, expert: Trained) -> None:
     start = put_together("fine-tuned", config, expert[0]).training.networks()["segmenter"]
     joint = put_together("joint training", config, expert[0]).training.networks()["segmenter"]
     scratch = put_together("from scratch", config, expert[0]).training.networks()["segmenter"]
@@ -381,5 +483,5 @@ def test_a_translator_without_its_expert_is_named(config: Config, tmp_path: Path
     directory = tmp_path / "translator-1"
     directory.mkdir()
     (directory / "stage.json").write_text(json.dumps({"kind": "translator", "expert": "expert-7"}))
-    with pytest.raises(UserError, match="expert-7 is missing"):
+    with pytest.raises(UserError, match=r"expert .*expert-7 is missing"):
         read_job(directory)

@@ -1,15 +1,19 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from raydelta.cluster import Cluster
+from raydelta.config import load_config, override
+from raydelta.data.importers import simulate_dataset
 from raydelta.errors import UserError
 from raydelta.evaluation import read_table
-from raydelta.spaces import Space
-from raydelta.tuning import run_tune, trial_resources
+from raydelta.methods import METHODS, Kind, make_job
+from raydelta.spaces import Method, Space
+from raydelta.tuning import in_waves, run_tune, trial_resources
 from tests.test_spaces import write_space
-from tests.tiny import TINY_ARGUMENTS
+from tests.tiny import TINY, TINY_ARGUMENTS
 
 
 def test_resources_say_what_is_missing() -> None:
@@ -68,6 +72,46 @@ def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_pa
     assert outcome.best == {"labels.budget": 4}
     assert len(outcome.failed) == 1
     assert "labels.budget = 500" in outcome.failed[0]
+
+
+def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_session: None, tmp_path: Path) -> None:
+    methods = ["translated only", "ensemble", "joint training", "student", "pseudo-labels"]
+    methods += ["oracle", "guided, shuffled labels"]
+    table = {"methods": methods, "budgets": [2, 4], "seeds": [0, 1]}
+    space = write_space(tmp_path, search={}, table=table, config={"labels.validation": 0})
+    arguments = [argument for argument in TINY_ARGUMENTS if "validation" not in argument]
+    outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+    assert (outcome.best, outcome.best_miou, outcome.failed) == (None, None, [])
+    tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.split == "test"}
+    budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
+    assert set(tested) == {
+        ("synthetic only", 0, 0),
+        *((method, seed, labels) for method in budgeted for seed in (0, 1) for labels in (2, 4)),
+        *(("translated only", seed, 0) for seed in (0, 1)),
+        *(("oracle", seed, 20) for seed in (0, 1)),
+    }
+    assert all(row.labels_val == 0 for row in outcome.rows)
+    hours = {method: row.device_hours for (method, _, _), row in tested.items()}
+    assert hours["pseudo-labels"] > hours["ensemble"] > hours["student"] > hours["synthetic only"] > 0
+    made = {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")}
+    again = run_tune(space, arguments, runs=tmp_path / "runs")
+    assert again.rows == outcome.rows
+    assert {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")} == made
+
+
+def test_every_job_comes_after_what_it_builds_on(ray_session: None, tmp_path: Path) -> None:
+    config = load_config(overrides=TINY)
+    for name in ("synthetic", "real"):
+        simulate_dataset("synthetic", tmp_path / name, counts={"train": 4}, width=64, height=32)
+        config = override(config, {f"data.{name}": str(tmp_path / name)})
+    jobs = [make_job(kind, config, tmp_path, tmp_path / "expert-1") for kind in ("pseudo-labels", "oracle", "ensemble")]
+    waves = [[job.kind for job in wave] for wave in in_waves(jobs)]
+    assert waves == [["translator", "oracle"], ["student"], ["pseudo-labels"]]
+
+
+def test_the_methods_of_a_space_are_the_methods_there_are() -> None:
+    assert set(get_args(Method)) == set(METHODS)
+    assert {method.kind for method in METHODS.values()} | {"expert"} == set(get_args(Kind))
 
 
 def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_path: Path) -> None:
