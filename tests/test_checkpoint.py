@@ -203,7 +203,7 @@ def test_weights_that_are_a_pickle_run_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("text", ['{"format": 2}', '{"format": 0}', "{}", "[1]", "null"])
+@pytest.mark.parametrize("text", ['{"format": 3}', '{"format": 0}', "{}", "[1]", "null"])
 def test_another_format_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path)
     (tmp_path / "meta.json").write_text(text)
@@ -224,4 +224,4 @@ def test_a_network_that_the_checkpoint_does_not_hold_is_named(tmp_path: Path) ->
 
 def test_meta_is_readable_for_others(tmp_path: Path) -> None:
     write(tmp_path)
-    assert json.loads((tmp_path / "meta.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "meta.json").read_text())["format"] == 2
