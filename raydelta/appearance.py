@@ -52,32 +52,3 @@ def build_randomise(strength: float) -> Callable[[Tensor], Tensor]:
         data_keys=["input"],
     )
     return lambda images: change((images + 1.0) / 2.0).clamp(0, 1) * 2.0 - 1.0
-
-
-def diff_augment(images: Tensor) -> Tensor:
-    """Brightness, contrast, shift and cut-out that gradients pass through. DiffAugment, Zhao et al. 2020."""
-    count, _, height, width = images.shape
-    brightness, contrast = (torch.rand(2, count, 1, 1, 1, device=images.device) - 0.5).to(images.dtype)
-    x = images + brightness
-    mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean) * (1 + contrast) + mean
-    down = (torch.rand(count, 1, device=images.device) * 0.25 - 0.125) * height
-    right = (torch.rand(count, 1, device=images.device) * 0.25 - 0.125) * width
-    rows = torch.arange(height, device=images.device) + down.round().long()
-    columns = torch.arange(width, device=images.device) + right.round().long()
-    inside = _inside(rows, height)[:, None, :, None] & _inside(columns, width)[:, None, None, :]
-    index = torch.arange(count, device=images.device)[:, None, None]
-    shifted = x.movedim(1, -1)[index, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
-    top = torch.rand(count, 1, device=images.device) * height
-    left = torch.rand(count, 1, device=images.device) * width
-    cut = _near(top, height)[:, None, :, None] & _near(left, width)[:, None, None, :]
-    return shifted.movedim(-1, 1) * (inside & ~cut)
-
-
-def _inside(index: Tensor, size: int) -> Tensor:
-    return (index >= 0) & (index < size)
-
-
-def _near(centre: Tensor, size: int) -> Tensor:
-    """Whether a position lies within an eighth of the size from the centre: (N, size)."""
-    return (torch.arange(size, device=centre.device) - centre).abs() < size / 8

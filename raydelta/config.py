@@ -99,7 +99,6 @@ class TranslatorConfig(Section):
     decay: Share = 0.5  # share of the steps, at the end, over which the rates fall to zero
     pool: Annotated[int, Field(ge=0)] = 50
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    diffaug: bool = False  # differentiable augmentation of everything the discriminators see (Zhao et al. 2020)
 
 
 class GuidanceConfig(Section):
@@ -110,7 +109,6 @@ class GuidanceConfig(Section):
     scale: Weight = 1.0
     batch: Positive = 2  # labelled images a step, over all workers
     dice: Weight = 0.0  # weight of the Dice loss, in which a rare class counts as much as a common one
-    semantic: Weight = 0.0  # weight of the cross entropy of E(R2S(S2R(s))) against the synthetic labels
 
 
 class CycleConfig(Section):

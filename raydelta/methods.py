@@ -266,7 +266,7 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
         plain = {"real", "synthetic", "labelled"}
     elif job.recipe is not None and job.recipe.synthetic == "translated":
         plain = {"real", "synthetic"}
-    unused = {"real"} | ({"synthetic"} if job.kind == "translator" and config.guidance.semantic == 0 else set())
+    unused = {"real", "synthetic"} if job.kind == "translator" else {"real"}
     geometry, both = (build_augment(config.augment, data.height, data.width, colour) for colour in (False, True))
     streams: dict[str, Stream] = {}
     for number, (name, images) in enumerate(sets.items()):

@@ -1,13 +1,11 @@
 """The guided translator's step: a CycleGAN (Zhu et al. 2017) whose R2S is also taught by labels through the expert.
 
     L = (1 - α) · [ LSGAN(R2S) + LSGAN(S2R) + λ_real · |S2R(R2S(r)) - r| + λ_syn · |R2S(S2R(s)) - s| + identity terms ]
-        + α · γ · [ CE(E(R2S(x)), y) + δ · Dice(E(R2S(x)), y) + σ · CE(E(R2S(S2R(s))), y_s) ]
+        + α · γ · [ CE(E(R2S(x)), y) + δ · Dice(E(R2S(x)), y) ]
 
-with α = ``guidance.weight``, γ = ``guidance.scale``, δ = ``guidance.dice`` and σ = ``guidance.semantic``. The last term
-asks that a synthetic image on its way to the photographs and back stays readable for the expert, after the semantic
-consistency of CyCADA (Hoffman et al. 2018). Knows no Ray and no files. For speed, the translation and the
-identity forward of a generator go through it as one batch (instance norm keeps samples apart, so nothing changes), and
-so do the real and fake images of a discriminator.
+with α = ``guidance.weight``, γ = ``guidance.scale`` and δ = ``guidance.dice``. Knows no Ray and no files. For
+speed, the translation and the identity forward of a generator go through it as one batch (instance norm keeps samples
+apart, so nothing changes), and so do the real and fake images of a discriminator.
 """
 
 import copy
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raydelta.appearance import diff_augment
 from raydelta.config import Config, CycleConfig, GuidanceConfig
 from raydelta.data.augment import Batch
 from raydelta.expert import freeze
@@ -62,8 +59,7 @@ class TranslatorTraining:
         """One step of the generators, then one of the discriminators. Collective.
 
         Args:
-            batch: ``synthetic`` and ``real`` images, and where guidance is on ``labelled`` real images with labels; the
-                synthetic ones have labels too where ``guidance.semantic`` is on.
+            batch: ``synthetic`` and ``real`` images, and where guidance is on ``labelled`` real images with labels.
             done: share of the training that is behind, in [0, 1).
 
         Returns:
@@ -72,11 +68,10 @@ class TranslatorTraining:
         self._set_rates(done)
         real, synthetic = (batch[name][0].to(self.place.dtype) for name in ("real", "synthetic"))
         weight = self.guidance.weight if done >= self.guidance.start else 0.0
-        labelled = batch["labelled"] if weight > 0 else (real[:0], None)
+        labelled, labels = batch["labelled"] if weight > 0 else (real[:0], None)
 
         _require_grad(self._discriminators, False)
-        truth = batch["synthetic"][1]
-        loss, terms, fake_real, fake_synthetic = self._generator_loss(real, (synthetic, truth), labelled, weight)
+        loss, terms, fake_real, fake_synthetic = self._generator_loss(real, synthetic, labelled, labels, weight)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._optimiser.step()
@@ -84,19 +79,16 @@ class TranslatorTraining:
             torch._foreach_lerp_(self._averages, self._generators, 1 - self.settings.ema)
 
         _require_grad(self._discriminators, True)
-        d_synthetic = self._discriminator_loss(
-            self._d_synthetic, synthetic, self.pool_synthetic.exchange(fake_synthetic)
-        )
-        d_real = self._discriminator_loss(self._d_real, real, self.pool_real.exchange(fake_real))
+        d_synthetic = _discriminator_loss(self._d_synthetic, synthetic, self.pool_synthetic.exchange(fake_synthetic))
+        d_real = _discriminator_loss(self._d_real, real, self.pool_real.exchange(fake_real))
         self._optimiser_d.zero_grad(set_to_none=True)
         (d_synthetic + d_real).backward()
         self._optimiser_d.step()
         return terms | {"d_synthetic": d_synthetic.detach(), "d_real": d_real.detach()}
 
     def _generator_loss(
-        self, real: Tensor, rendered: Batch, few: Batch, weight: float
+        self, real: Tensor, synthetic: Tensor, labelled: Tensor, labels: Tensor | None, weight: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        (synthetic, truth), (labelled, labels) = rendered, few
         cycle, identity = self.cycle, self.cycle.identity > 0
         n, k = len(real), len(labelled)
 
@@ -108,8 +100,8 @@ class TranslatorTraining:
 
         # The discriminators are frozen here, so the bare modules: a DDP forward without a backward would not be whole.
         terms = {
-            "gan_r2s": lsgan(self.d_synthetic(self._augment(fake_synthetic)), real=True),
-            "gan_s2r": lsgan(self.d_real(self._augment(fake_real)), real=True),
+            "gan_r2s": lsgan(self.d_synthetic(fake_synthetic), real=True),
+            "gan_s2r": lsgan(self.d_real(fake_real), real=True),
             "cycle_real": l1(cycled_real, real),
             "cycle_synthetic": l1(cycled_synthetic, synthetic),
         }
@@ -124,30 +116,14 @@ class TranslatorTraining:
             assert labels is not None
             assert self.expert is not None
             logits = self.expert(guided)
-            taught = terms["guidance"] = self._cross_entropy(logits, labels)
+            total, valid = cross_entropy_sum(logits, labels)
+            # DDP averages gradients over the ranks: times the world, so that sum ÷ count is over all of them.
+            taught = terms["guidance"] = total * self.place.world / self.place.total(valid).clamp(min=1)
             if self.guidance.dice > 0:
                 terms["dice"] = dice_loss(logits, labels)
                 taught = taught + self.guidance.dice * terms["dice"]
-            if self.guidance.semantic > 0:
-                assert truth is not None
-                terms["semantic"] = self._cross_entropy(self.expert(cycled_synthetic), truth)
-                taught = taught + self.guidance.semantic * terms["semantic"]
             loss = (1 - weight) * loss + weight * self.guidance.scale * taught
         return loss, {name: term.detach() for name, term in terms.items()}, fake_real.detach(), fake_synthetic.detach()
-
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        total, valid = cross_entropy_sum(logits, labels)
-        # DDP averages gradients over the ranks: times the world, so that sum ÷ count is over all of them.
-        return total * self.place.world / self.place.total(valid).clamp(min=1)
-
-    def _augment(self, images: Tensor) -> Tensor:
-        """Images as a discriminator sees them."""
-        return diff_augment(images) if self.settings.diffaug else images
-
-    def _discriminator_loss(self, discriminator: nn.Module, images: Tensor, fakes: Tensor) -> Tensor:
-        seen = self._augment(torch.cat([images, fakes]))
-        scores, fake_scores = discriminator(seen).split([len(images), len(fakes)])
-        return 0.5 * (lsgan(scores, real=True) + lsgan(fake_scores, real=False))
 
     def translate(self, images: Tensor) -> Tensor:
         """Real images (N, 3, H, W) in [-1, 1] → the synthetic look, by the averaged R2S, clipped to [-1, 1]."""
@@ -227,6 +203,11 @@ class ImagePool:
                 swapped[index] = self.images[slot]
                 self.images[slot] = fakes[index]
         return swapped
+
+
+def _discriminator_loss(discriminator: nn.Module, images: Tensor, fakes: Tensor) -> Tensor:
+    scores, fake_scores = discriminator(torch.cat([images, fakes])).split([len(images), len(fakes)])
+    return 0.5 * (lsgan(scores, real=True) + lsgan(fake_scores, real=False))
 
 
 def _require_grad(parameters: list[Tensor], wanted: bool) -> None:

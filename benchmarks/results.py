@@ -1,0 +1,73 @@
+"""The table in README.md, written from a table.json of `raydelta tune` and from nothing else.
+
+    python -m benchmarks.results docs/results/TABLE.json [--write README.md]
+
+Prints Markdown, or puts it between the two marks in a file, where a test looks whether it still is what the JSON says.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from raydelta.evaluation import Summary
+
+BEGIN, END = "<!-- results: {} -->", "<!-- end of results -->"
+
+
+def main() -> None:
+    """Print or write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    markdown = format_markdown(arguments.table)
+    if arguments.write is None:
+        print(markdown)
+        return
+    text = arguments.write.read_text()
+    before, _, rest = text.partition("<!-- results:")
+    after = rest.partition(END)[2]
+    begin = BEGIN.format(arguments.table.as_posix())
+    arguments.write.write_text(f"{before}{begin}\n{markdown}\n{END}{after}")
+
+
+def format_markdown(path: Path) -> str:
+    """A row per method: test mIoU and the difference to joint training at each label budget, unseen sequence, cost."""
+    parts = [Summary(**part) for part in json.loads(path.read_text())["summary"]]
+    whole = {(part.method, part.labels_train): part for part in parts if part.split == "test"}
+    unseen = {(part.method, part.labels_train): part for part in parts if part.split.startswith("test ")}
+    budgets = sorted({part.labels_train for part in whole.values() if "joint training" in part.against})
+    head = ["method", "no labels"]
+    for budget in budgets:
+        head += [f"{budget} labels", "against joint"]
+    head += ["unseen sequence", "device-hours"]
+    lines = [head, ["---"] * len(head)]
+    for method in dict.fromkeys(name for name, _ in whole):
+        own = {labels: part for (name, labels), part in whole.items() if name == method}
+        other = [labels for labels in own if labels not in (0, *budgets)]
+        name = f"{method} ({other[0]} labels)" if other else method
+        cells = [name, _figure(own.get(0) or own.get(other[0] if other else -1))]
+        for budget in budgets:
+            part = own.get(budget)
+            cells += [_figure(part), _difference(part)]
+        last = max(own)
+        cells += [_figure(unseen.get((method, last))), f"{own[last].device_hours:.2f}"]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _figure(part: Summary | None) -> str:
+    if part is None:
+        return ""
+    return f"{part.miou:.1f}" + (f" ± {part.deviation:.1f}" if part.deviation is not None else "")
+
+
+def _difference(part: Summary | None) -> str:
+    if part is None or "joint training" not in part.against:
+        return ""
+    mean, deviation = part.against["joint training"]
+    return f"{mean:+.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
+
+
+if __name__ == "__main__":
+    main()
