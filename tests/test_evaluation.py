@@ -14,6 +14,7 @@ from torch import Tensor
 from raydelta.data.streams import Images
 from raydelta.evaluation import (
     Row,
+    Summary,
     class_ious,
     confusion_matrix,
     format_table,
@@ -21,6 +22,7 @@ from raydelta.evaluation import (
     read_table,
     spread_of,
     subset_means,
+    summarise,
     write_table,
 )
 from raydelta.place import Place
@@ -97,7 +99,8 @@ def test_ranks_share_the_images_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(method: str = "guided", seed: int = 0, miou: float = 30.0, road: float | None = 50.0, **fields: object) -> Row:
-    values = {"labels_train": 14, "labels_val": 8, "real": "street", "split": "test", "images": 20} | fields
+    values = {"labels_train": 14, "labels_val": 8, "real": "street", "split": "test", "images": 20}
+    values |= {"start": "scratch", "pretraining": None, "device_hours": 0.25} | fields
     return Row(method=method, seed=seed, miou=miou, per_class={"road": road, "sky, blue": None}, **values)
 
 
@@ -105,15 +108,15 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     rows = [row(), row("unguided", labels_train=0, miou=12.345678901, road=None)]
     write_table(tmp_path, rows)
     assert read_table(tmp_path) == rows
-    assert list(json.loads((tmp_path / "table.json").read_text())) == ["rows"]
+    assert list(json.loads((tmp_path / "table.json").read_text())) == ["summary", "rows"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.json"]
 
 
 def test_the_csv_has_one_column_per_class(tmp_path: Path) -> None:
     write_table(tmp_path, [row(), row("unguided", road=None)])
     lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
-    expected = ["method", "labels_train", "labels_val", "seed", "real", "split", "miou", "images", "road", "sky, blue"]
-    assert list(lines[0]) == expected
+    expected = ["method", "labels_train", "labels_val", "seed", "real", "split", "start", "pretraining", "device_hours"]
+    assert list(lines[0]) == [*expected, "miou", "images", "road", "sky, blue"]
     assert lines[0]["method"] == "guided"
     assert float(lines[0]["miou"]) == 30
     assert float(lines[0]["road"]) == 50
@@ -136,8 +139,114 @@ def test_seeds_are_gathered_into_mean_and_deviation() -> None:
     mious = [30.0, 32.0, 37.0]
     rows = [row(seed=seed, miou=miou, road=10.0 * seed) for seed, miou in enumerate(mious)] + [row("unguided")]
     *_, guided, unguided = show(rows)
-    assert guided == ["guided", "test", "14 + 8", "3", f"33.0 ± {stdev(mious):.1f}", "10", "–"]
-    assert unguided == ["unguided", "test", "14 + 8", "1", "30.0", "50", "–"]
+    assert guided == ["guided", "test", "14 + 8", "3", f"33.0 ± {stdev(mious):.1f}", "0.25", "10", "–"]
+    assert unguided == ["unguided", "test", "14 + 8", "1", "30.0", "0.25", "50", "–"]
+
+
+def test_the_table_shows_the_difference_to_joint_training_where_there_is_one() -> None:
+    rows = [
+        *(row("joint training", seed, miou) for seed, miou in enumerate([30.0, 34.0])),
+        *(row("student", seed, miou, device_hours=1.5) for seed, miou in enumerate([31.0, 33.5])),
+        row("pseudo-labels", 0, 28.0),
+    ]
+    joint, student, pseudo = (line[4:7] for line in show(rows, with_classes=False)[-3:])
+    assert joint == [f"32.0 ± {stdev([30, 34]):.1f}", "", "0.25"]
+    assert student == [f"32.2 ± {stdev([31, 33.5]):.1f}", f"+0.2 ± {stdev([1.0, -0.5]):.1f}", "1.50"]
+    assert pseudo == ["28.0", "-2.0", "0.25"]
+    assert len(show(rows[2:], with_classes=False)[-1]) == 6
+
+
+def summary_of(rows: list[Row], method: str, **fields: object) -> Summary:
+    return next(
+        part
+        for part in summarise(rows)
+        if part.method == method and all(getattr(part, name) == value for name, value in fields.items())
+    )
+
+
+def test_a_summary_gathers_the_seeds_of_a_method() -> None:
+    rows = [
+        row(seed=0, miou=30.0, device_hours=1.0, start="expert", pretraining="imagenet"),
+        row("unguided", labels_train=0),
+        row(seed=1, miou=33.0, device_hours=2.0, start="expert", pretraining="imagenet"),
+    ]
+    guided, unguided = summarise(rows)
+    assert (guided.method, guided.seeds, guided.miou, guided.device_hours) == ("guided", 2, 31.5, 1.5)
+    assert guided.deviation == pytest.approx(stdev([30, 33]))
+    assert (guided.start, guided.pretraining) == ("expert", "imagenet")
+    assert (unguided.method, unguided.seeds, unguided.deviation) == ("unguided", 1, None)
+    assert unguided.labels_val == 8
+    assert summarise([]) == []
+
+
+def test_methods_are_compared_seed_by_seed_whatever_the_order() -> None:
+    rows = [row("student", seed, miou) for seed, miou in ((0, 40.0), (1, 50.0), (2, 63.0))]
+    rows += [row("joint training", seed, miou) for seed, miou in ((2, 60.0), (0, 39.0), (1, 48.0))]
+    average, deviation = summary_of(rows, "student").against["joint training"]
+    assert (average, deviation) == (pytest.approx(2), pytest.approx(1))  # far below the spread over the seeds
+    assert summary_of(rows[::-1], "student").against == summary_of(rows, "student").against
+    assert summary_of([rows[0], rows[4]], "student").against == {"joint training": (1.0, None)}
+
+
+def test_methods_are_compared_at_equal_labels_or_with_none_and_on_the_same_split() -> None:
+    rows = [
+        row("student", miou=40.0),
+        row("student", miou=50.0, labels_train=37),
+        row("student", miou=20.0, split="test night"),
+        row("joint training", miou=47.0, labels_train=37),
+        row("joint training", miou=39.0),
+        row("unguided", miou=25.0, labels_train=0),
+    ]
+    assert summary_of(rows, "student", labels_train=14, split="test").against == {
+        "joint training": (1.0, None),
+        "unguided": (15.0, None),
+    }
+    assert summary_of(rows, "student", labels_train=37).against == {
+        "joint training": (3.0, None),
+        "unguided": (25.0, None),
+    }
+    assert summary_of(rows, "student", split="test night").against == {}
+    assert summary_of(rows, "unguided").against == {}
+
+
+def test_the_one_expert_is_compared_with_every_seed() -> None:
+    rows = [row("guided", seed, miou) for seed, miou in enumerate([30.0, 34.0, 35.0])]
+    rows += [row("synthetic only", 0, 20.0, labels_train=0, labels_val=0)]
+    average, deviation = summary_of(rows, "guided").against["synthetic only"]
+    assert (average, deviation) == (pytest.approx(13), pytest.approx(stdev([30, 34, 35])))
+
+
+def test_without_a_partner_for_every_seed_nothing_is_compared() -> None:
+    rows = [row("student", seed, 30.0) for seed in range(3)]
+    rows += [row(name, seed, 20.0) for name in ("fine-tuned", "oracle") for seed in (0, 2)]
+    part = summary_of(rows, "student")
+    assert (part.against, part.oracle_share) == ({}, None)
+    whole = summary_of([*rows, row("fine-tuned", 1, 20.0), row("oracle", 1, 20.0)], "student")
+    assert whole.against == {"fine-tuned": (10.0, 0.0)}
+    assert whole.oracle_share == pytest.approx(150)
+
+
+def test_no_method_is_compared_with_itself() -> None:
+    names = ["synthetic only", "unguided", "fine-tuned", "joint training"]
+    rows = [row(name, miou=10.0 * number) for number, name in enumerate(names, 1)]
+    for part in summarise(rows):
+        assert set(part.against) == set(names) - {part.method}
+
+
+def test_the_share_of_the_oracle_is_taken_seed_by_seed_at_any_budget() -> None:
+    rows = [row("student", 0, 30.0), row("student", 1, 45.0), row("student", 0, 30.0, split="test night")]
+    rows += [row("oracle", 1, 50.0, labels_train=367), row("oracle", 0, 60.0, labels_train=367)]
+    assert summary_of(rows, "student").oracle_share == pytest.approx((50 + 90) / 2)
+    assert summary_of(rows, "student", split="test night").oracle_share is None
+    assert summary_of(rows, "oracle").oracle_share == pytest.approx(100)
+
+
+def test_the_summary_lies_beside_the_rows(tmp_path: Path) -> None:
+    rows = [row("student", seed, 30.0 + seed) for seed in range(2)] + [row("joint training", seed) for seed in range(2)]
+    write_table(tmp_path, rows)
+    written = json.loads((tmp_path / "table.json").read_text())["summary"]
+    assert [Summary(**part) for part in written] == summarise(rows)
+    assert written[0]["against"] == {"joint training": [0.5, pytest.approx(stdev([0, 1]))]}
 
 
 def test_methods_splits_and_budgets_stay_apart() -> None:

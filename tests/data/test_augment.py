@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from raydelta.config import AugmentConfig
-from raydelta.data.augment import build_augment, to_float, to_uint8
+from raydelta.data.augment import build_augment, build_colour, to_float, to_uint8
 from raydelta.taxonomy import IGNORE
 
 torch.set_num_threads(1)
@@ -117,6 +117,41 @@ def test_torchs_seed_decides() -> None:
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert not torch.equal(results[0][0], results[2][0])
+
+
+def test_colour_alone_stays_within_range_and_changes_most_images_each_in_its_own_way() -> None:
+    images = to_float(noise()[0])
+    changed = build_colour(AugmentConfig(colour=0.5))(images)
+    assert (changed.shape, changed.dtype) == (images.shape, torch.float32)
+    assert changed.min() >= -1 and changed.max() <= 1
+    assert ((changed - images).abs().amax((1, 2, 3)) > 0.01).sum() > COUNT // 2
+    assert len(set(changed.mean((1, 2, 3)).tolist())) > COUNT // 2
+
+
+def test_colour_alone_keeps_the_geometry() -> None:
+    """Every level goes to one level wherever it lies, and brighter ones stay brighter."""
+    images = to_float((16 * (COLUMN // 4)).to(torch.uint8).repeat(COUNT, 3, 1, 1))
+    torch.manual_seed(0)
+    changed = build_colour(AugmentConfig(colour=0.9))(images)
+    assert torch.equal(changed, changed[:, :1, :1].expand_as(changed))
+    bands = changed.unflatten(-1, (-1, 4))
+    assert torch.equal(bands, bands[..., :1].expand_as(bands))
+    assert (bands[..., 0].diff(dim=-1) >= 0).all()
+    assert (bands[..., 0].diff(dim=-1) > 0).float().mean() > 0.4
+
+
+def test_no_colour_is_no_change_at_all() -> None:
+    images = to_float(noise()[0])
+    assert torch.equal(build_colour(AugmentConfig(colour=0.0))(images), images)
+
+
+def test_torchs_seed_decides_on_colour() -> None:
+    change, images, results = build_colour(AugmentConfig(colour=0.5)), to_float(noise()[0]), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(change(images))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 def test_uint8_and_float_are_one_to_one() -> None:
