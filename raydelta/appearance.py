@@ -27,20 +27,21 @@ def swap_amplitude(synthetic: Tensor, real: Tensor, bandwidth: float) -> Tensor:
     """
     height, width = synthetic.shape[-2:]
     reach = int(bandwidth * min(height, width))
-    spectrum = torch.fft.fft2(synthetic.float())
-    amplitude, wanted = spectrum.abs(), torch.fft.fft2(real.float()).abs()
+    # In [0, 1], where the mean is an amplitude: below zero its sign would be a phase, which stays.
+    spectrum = torch.fft.fft2((synthetic.float() + 1) / 2)
+    amplitude, wanted = spectrum.abs(), torch.fft.fft2((real.float() + 1) / 2).abs()
     vertical = torch.fft.fftfreq(height, 1 / height, device=synthetic.device).abs() <= reach
     horizontal = torch.fft.fftfreq(width, 1 / width, device=synthetic.device).abs() <= reach
     low = vertical[:, None] & horizontal
     swapped = torch.polar(torch.where(low, wanted, amplitude), spectrum.angle())
-    return torch.fft.ifft2(swapped).real.clamp(-1, 1)
+    return torch.fft.ifft2(swapped).real.clamp(0, 1) * 2 - 1
 
 
 def build_randomise(strength: float) -> Callable[[Tensor], Tensor]:
     """Strong photometric randomisation: colour, gamma, grey, blur and noise. Randomness: torch's global generator.
 
     Args:
-        strength: in [0, 1]; 1 changes brightness by up to 80 % and hue by up to a fifth of the circle.
+        strength: in [0, 1]; 1 moves brightness by up to 80 % of the range and hue by up to a fifth of the circle.
     """
     around_one = (1 - 0.8 * strength, 1 + 0.8 * strength)
     change = AugmentationSequential(
