@@ -260,7 +260,7 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
     else:
         training = _build_student(job, classes, place)
 
-    # Colour is the translator's subject, and what a student sees of photographs or translations jittered in its step.
+    # Colour is the translator's subject. What is translated or has pseudo-labels is jittered afterwards, in the step.
     plain = {"real"}
     if job.kind == "translator":
         plain = {"real", "synthetic", "labelled"}
@@ -359,6 +359,8 @@ def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
     bought, held_out = (load_images(data.real, "train", size, ids=ids) if ids else None for ids in (train, validation))
     if bought is not None and job.config.labels.shuffle:
         assert bought.labels is not None
+        if len(bought) < 2:
+            raise UserError("labels.shuffle = True: one labelled image has no other to take a label from; buy two")
         bought = replace(
             bought, labels=np.roll(bought.labels, 1, axis=0)
         )  # their order is random, and none keeps its own

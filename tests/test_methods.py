@@ -316,6 +316,12 @@ def test_shuffled_labels_belong_to_other_images(all_labelled: Config) -> None:
     assert np.array_equal(validation.labels, untouched.labels)
 
 
+def test_a_single_label_cannot_be_shuffled(all_labelled: Config) -> None:
+    alone = override(all_labelled, {"labels.shuffle": True, "labels.budget": 1})
+    with pytest.raises(UserError, match=r"labels\.shuffle"):
+        load_labelled(make_job("fine-tuned", alone, Path("runs"), Path("runs/expert-1")))
+
+
 def test_half_of_a_students_synthetic_images_are_translated(config: Config, expert: Trained) -> None:
     """And nothing else tells it from joint training: the control for what translation adds."""
     still = override(config, {"augment.colour": 0.0})

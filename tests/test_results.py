@@ -1,0 +1,61 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.results import END, format_markdown
+from raydelta.evaluation import Row, write_table
+
+ROOT = Path(__file__).parents[1]
+
+
+def row(method: str, labels: int, seed: int, miou: float, split: str = "test") -> Row:
+    return Row(
+        method=method,
+        labels_train=labels,
+        labels_val=0,
+        seed=seed,
+        real="photographs",
+        split=split,
+        start="expert",
+        pretraining=None,
+        device_hours=0.25,
+        miou=miou,
+        per_class={"road": miou},
+        images=3,
+    )
+
+
+def table(folder: Path) -> Path:
+    rows = [row("synthetic only", 0, 0, 20.0)]
+    for seed, shift in ((0, 0.0), (1, 2.0)):
+        for labels in (4, 8):
+            rows += [row("joint training", labels, seed, 30.0 + shift), row("student", labels, seed, 31.0 + 2 * shift)]
+        rows += [row("student", 8, seed, 40.0, "test drive 7"), row("oracle", 90, seed, 50.0)]
+    write_table(folder, rows)
+    return folder / "table.json"
+
+
+def test_a_table_becomes_markdown(tmp_path: Path) -> None:
+    lines = format_markdown(table(tmp_path)).splitlines()
+    assert lines[0].startswith("| method | no labels | 4 labels | against joint | 8 labels | against joint |")
+    assert lines[2] == "| synthetic only | 20.0 |  |  |  |  |  | 0.25 |"
+    assert lines[4] == "| student |  | 33.0 ± 2.8 | +2.0 ± 1.4 | 33.0 ± 2.8 | +2.0 ± 1.4 | 40.0 ± 0.0 | 0.25 |"
+    assert lines[5] == "| oracle (90 labels) | 50.0 ± 0.0 |  |  |  |  |  | 0.25 |"
+
+
+def test_a_table_is_put_between_the_marks_of_a_file(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n<!-- results: nothing -->\nold\n{END}\nafter\n")
+    command = [sys.executable, "-m", "benchmarks.results", str(table(tmp_path)), "--write", str(readme)]
+    for _ in range(2):  # the second time changes nothing
+        subprocess.run(command, check=True, cwd=ROOT)
+        text = readme.read_text()
+        assert text.startswith("before\n<!-- results: ") and text.endswith(f"{END}\nafter\n")
+        assert text.count("| student |") == 1 and "old" not in text
+
+
+def test_the_readme_says_what_the_committed_table_says() -> None:
+    found = re.search(r"<!-- results: (\S+) -->\n(.*?)\n" + END, (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    assert found[2] == format_markdown(ROOT / found[1])
