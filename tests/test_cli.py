@@ -149,10 +149,10 @@ def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
 def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Path) -> None:
     """The CPU end-to-end run: simulate → expert → kill → resume → translator → Ctrl-C → resume → evaluate."""
     settings = ["--runs", tmp_path, *TINY_ARGUMENTS, "compute.workers=1"]
-    slow = [*settings, "expert.steps=60"]
+    slow = [*settings, "expert.steps=300"]
     interrupt_when("unfinished/*/checkpoint/meta.json", tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL)
     resumed = run("train", "expert", *slow)
-    first_step = int(next(line for line in resumed.stderr.splitlines() if "/60" in line).split()[1].split("/")[0])
+    first_step = int(next(line for line in resumed.stderr.splitlines() if "/300" in line).split()[1].split("/")[0])
     assert first_step > 2, "it must go on from its checkpoint"
     expert = Path(resumed.stdout.strip())
     before = (expert / "stage.json").stat().st_mtime_ns
