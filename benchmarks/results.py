@@ -37,7 +37,7 @@ def format_markdown(path: Path) -> str:
     whole = {(part.method, part.labels_train): part for part in parts if part.split == "test"}
     unseen = {(part.method, part.labels_train): part for part in parts if part.split.startswith("test ")}
     budgets = sorted({part.labels_train for part in whole.values() if "joint training" in part.against})
-    head = ["method", "no labels"]
+    head = ["method", "none, or as named"]
     for budget in budgets:
         head += [f"{budget} labels", "against joint"]
     head += ["unseen sequence", "device-hours"]
