@@ -107,8 +107,8 @@ class GuidanceConfig(Section):
     weight: Share = 0.5
     start: Share = 0.0  # share of the steps before guidance sets in
     scale: Weight = 1.0
-    batch: Positive = 2  # labelled images a step, over all workers
-    dice: Weight = 0.0  # weight of the Dice loss, in which a rare class counts as much as a common one
+    batch: Positive = 8  # labelled images a step, over all workers
+    dice: Weight = 1.0  # weight of the Dice loss, in which a rare class counts as much as a common one
 
 
 class CycleConfig(Section):

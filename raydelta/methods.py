@@ -398,7 +398,7 @@ def load_model(job: Job, place: Place) -> Model:
     classes = len(read_manifest(job.config.data.synthetic).taxonomy)
     if job.kind == "ensemble":
         members = _members(job, place)
-        return Model(ensemble([member.predict for member in members]), members[1].translate)
+        return Model(ensemble([member.predict for member in members]), members[0].translate)
     if job.kind != "translator":
         return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)
     assert job.expert is not None
@@ -408,10 +408,9 @@ def load_model(job: Job, place: Place) -> Model:
 
 
 def _members(job: Job, place: Place) -> list[Model]:
-    """E(x), E(R2S(x)) and the student."""
-    assert job.expert is not None and job.translator is not None and job.student is not None
-    expert = Job(kind="expert", config=job.config, directory=job.expert)
-    return [load_model(part, place) for part in (expert, job.translator, job.student)]
+    """E(R2S(x)) and the student. Not E(x): it is confident where it is wrong, and cost three points."""
+    assert job.translator is not None and job.student is not None
+    return [load_model(part, place) for part in (job.translator, job.student)]
 
 
 def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:
