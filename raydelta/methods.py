@@ -35,6 +35,7 @@ Kind = Literal[
     "expert",
     "translator",
     "ensemble",
+    "ensemble, untranslated",
     "from scratch",
     "fine-tuned",
     "joint training",
@@ -84,6 +85,14 @@ RECIPES: dict[str, Recipe] = {
 they differ in nothing but the synthetic images that are swapped for translated ones."""
 
 
+ENSEMBLES: dict[str, tuple[Kind, ...]] = {
+    "ensemble": ("translator", "student"),
+    "ensemble, untranslated": ("joint training", "mean teacher"),
+}
+"""The rows that are several trainings together; the second is the control for what two networks are worth anyway. The
+expert on untranslated photographs is no member: it is confident where it is wrong, and cost three points."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table: which job, under which fields."""
@@ -97,8 +106,7 @@ SHUFFLED = {"labels.shuffle": True}
 METHODS: dict[str, Method] = {
     "unguided": Method("translator", UNGUIDED),
     "guided": Method("translator"),
-    "ensemble": Method("ensemble"),
-    **{name: Method(name) for name in RECIPES},  # type: ignore[arg-type]
+    **{name: Method(name) for name in (*ENSEMBLES, *RECIPES)},  # type: ignore[arg-type]
     "guided, shuffled labels": Method("translator", SHUFFLED),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }
@@ -113,13 +121,14 @@ class Job(BaseModel):
     config: Config  # data.synthetic and data.real are data sets on disk by now, not names of built-in ones
     directory: Path
     expert: Path | None = None
-    translator: "Job | None" = None  # whose S2R translates the synthetic images, or whose R2S is a part of it
-    student: "Job | None" = None  # where it starts, or that is a part of it
+    translator: "Job | None" = None  # whose S2R translates its synthetic images
+    student: "Job | None" = None  # where it starts
+    members: tuple["Job", ...] = ()  # of the ensemble that it is, or that teaches it
 
     @property
     def parents(self) -> list["Job"]:
         """All that has to be trained before it, in order, but for the expert."""
-        direct = [job for job in (self.translator, self.student) if job is not None]
+        direct = [job for job in (self.translator, self.student, *self.members) if job is not None]
         ordered = [job for parent in direct for job in [*parent.parents, parent]]
         return list({job.directory: job for job in ordered}.values())
 
@@ -144,8 +153,8 @@ class Job(BaseModel):
     def budget(self) -> int:
         """Labelled training images; -1 for all."""
         if self.recipe is None:
-            guided = self.kind != "expert" and self.config.guidance.weight > 0
-            return self.config.labels.budget if guided or self.kind == "ensemble" else 0
+            guided = self.kind == "translator" and self.config.guidance.weight > 0
+            return self.config.labels.budget if guided or self.kind in ENSEMBLES else 0
         return {"budget": self.config.labels.budget, "all": -1, "none": 0}[self.recipe.labels]
 
     @property
@@ -178,13 +187,15 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     no input, but for the precision.
     """
     recipe = RECIPES.get(kind)
-    ensemble_of = kind == "ensemble" or (recipe is not None and recipe.teacher == "ensemble")
     translator = student = None
-    if ensemble_of or (recipe is not None and recipe.synthetic == "translated"):
-        unguided = recipe is not None and recipe.labels == "none"
-        translator = make_job("translator", override(config, UNGUIDED) if unguided else config, runs, expert)
-    if ensemble_of or (recipe is not None and recipe.start == "student"):
+    if recipe is not None and recipe.synthetic == "translated":
+        at = override(config, UNGUIDED) if recipe.labels == "none" else config
+        translator = make_job("translator", at, runs, expert)
+    if recipe is not None and recipe.start == "student":
         student = make_job("student", config, runs, expert)
+    taught_by = "ensemble" if recipe is not None and recipe.teacher == "ensemble" else kind
+    members = tuple(make_job(member, config, runs, expert) for member in ENSEMBLES.get(taught_by, ()))
+    parents = [job.directory.name for job in (translator, student, *members) if job is not None]
 
     tree = config.model_dump(mode="json")
     inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
@@ -195,20 +206,28 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         assert expert is not None
         inputs["real"] = data_fingerprint(config.data.real)
         inputs["expert"] = expert.name
-        inputs["parents"] = [job.directory.name for job in (translator, student) if job is not None]
+        inputs["parents"] = list(dict.fromkeys(parents))
         if kind == "translator" and config.guidance.weight == 0:  # labels only validate, guidance is unused
             inputs["guidance"] = None
         if (kind == "translator" and config.guidance.weight == 0) or (recipe is not None and recipe.labels != "budget"):
             inputs["labels"] = {"validation": config.labels.validation}
     name = f"{kind.replace(', ', '-').replace(' ', '-').lower()}-{fingerprint(inputs)}"
-    return Job(kind=kind, config=config, directory=runs / name, expert=expert, translator=translator, student=student)
+    return Job(
+        kind=kind,
+        config=config,
+        directory=runs / name,
+        expert=expert,
+        translator=translator,
+        student=student,
+        members=members,
+    )
 
 
 def _sections(kind: Kind, recipe: Recipe | None) -> list[str]:
     """The sections of the config that a training uses itself."""
     if kind == "expert":
         return ["seed", "augment", "segmenter", "expert"]
-    if kind == "ensemble":
+    if kind in ENSEMBLES:
         return ["seed", "labels"]
     if recipe is None:
         return ["seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"]
@@ -295,7 +314,7 @@ def _build_student(job: Job, classes: int, place: Place) -> StudentTraining:
     )
     teacher: Any = recipe.teacher
     if recipe.teacher == "ensemble":
-        teacher = ensemble([model.predict for model in _members(job, place)])
+        teacher = ensemble([load_model(member, place).predict for member in job.members])
     return StudentTraining(network, config, place, _build_appearance(job, place), teacher)
 
 
@@ -336,7 +355,7 @@ def read_job(directory: Path) -> Job:
     stage = read_stage(directory)
     if stage is None or "kind" not in stage:
         raise UserError(f"{directory}: not a finished training of raydelta (no stage.json that says so)")
-    beside = {}
+    beside: dict[str, Path] = {}
     for kind in ("expert", "translator", "student"):
         if stage.get(kind):
             beside[kind] = directory.parent / stage[kind]
@@ -347,7 +366,9 @@ def read_job(directory: Path) -> Job:
         config=checkpoint.read_config(directory / "checkpoint"),
         directory=directory,
         expert=beside.get("expert"),
-        **{kind: read_job(beside[kind]) for kind in ("translator", "student") if kind in beside},
+        translator=read_job(beside["translator"]) if "translator" in beside else None,
+        student=read_job(beside["student"]) if "student" in beside else None,
+        members=tuple(read_job(directory.parent / name) for name in stage.get("members", ())),
     )
 
 
@@ -396,21 +417,14 @@ class Model:
 def load_model(job: Job, place: Place) -> Model:
     """The model of a complete stage (an ensemble: of its parts) on the place's device: images in [-1, 1] → logits."""
     classes = len(read_manifest(job.config.data.synthetic).taxonomy)
-    if job.kind == "ensemble":
-        members = _members(job, place)
-        return Model(ensemble([member.predict for member in members]), members[0].translate)
+    if job.kind in ENSEMBLES:
+        return Model(ensemble([load_model(member, place).predict for member in job.members]), None)
     if job.kind != "translator":
         return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)
     assert job.expert is not None
     expert = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
     translate = load_generator(job.directory, "r2s_ema", place)
     return Model(lambda images: expert(translate(images).to(place.dtype)).float(), translate)
-
-
-def _members(job: Job, place: Place) -> list[Model]:
-    """E(R2S(x)) and the student. Not E(x): it is confident where it is wrong, and cost three points."""
-    assert job.translator is not None and job.student is not None
-    return [load_model(part, place) for part in (job.translator, job.student)]
 
 
 def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,7 @@ Method = Literal[
     "unguided",
     "guided",
     "ensemble",
+    "ensemble, untranslated",
     "from scratch",
     "fine-tuned",
     "joint training",

@@ -227,6 +227,7 @@ def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) 
         "expert": job.expert.name if job.expert else None,
         "translator": job.translator.directory.name if job.translator else None,
         "student": job.student.directory.name if job.student else None,
+        "members": [member.directory.name for member in job.members],
     }
     complete_stage(job.directory, manifest)
 

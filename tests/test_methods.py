@@ -21,6 +21,7 @@ from raydelta.data.writing import encode_jpeg, encode_label
 from raydelta.errors import UserError
 from raydelta.labels import choose_labels
 from raydelta.methods import (
+    ENSEMBLES,
     METHODS,
     Job,
     Kind,
@@ -227,6 +228,7 @@ def test_translation_without_labels_builds_on_the_unguided_translator(config: Co
         assert jobs[kind].parents == [jobs["translator"]]
     for kind in ("pseudo-labels", "ensemble"):
         assert jobs[kind].parents == [jobs["translator"], jobs["student"]]
+    assert jobs["ensemble, untranslated"].parents == [jobs["joint training"], jobs["mean teacher"]]
     assert all(not jobs[kind].parents for kind in ("fine-tuned", "joint training", "FDA", "mean teacher", "oracle"))
 
 
@@ -258,7 +260,7 @@ def test_the_expert_becomes_a_stage(config: Config, expert: Trained) -> None:
     assert model.predict(torch.zeros(2, 3, HEIGHT, WIDTH)).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("expert", "ensemble", "oracle")])
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("expert", "oracle", *ENSEMBLES)])
 def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -> None:
     """Without a test shard, and where other labels than the bought ones are unreadable: neither is looked at."""
     job = make_job(kind, config, expert[0].directory.parent, expert[0].directory)
@@ -289,15 +291,16 @@ def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -
         assert translated.abs().max() <= 1
 
 
-def test_the_ensemble_hears_guided_translator_and_student(config: Config, expert: Trained) -> None:
-    job = make_job("ensemble", config, expert[0].directory.parent, expert[0].directory)
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_an_ensemble_lies_between_its_members(config: Config, expert: Trained, kind: Kind) -> None:
+    job = make_job(kind, config, expert[0].directory.parent, expert[0].directory)
     for parent in job.parents:
         if not parent.done:
             train_job(parent)
     images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
     together = load_model(job, HERE).predict(images)
-    members = [load_model(member, HERE).predict(images).softmax(1) for member in job.parents]
-    assert len(members) == 2
+    members = [load_model(member, HERE).predict(images).softmax(1) for member in job.members]
+    assert [member.kind for member in job.members] == list(ENSEMBLES[kind])
     assert torch.allclose(together.exp().sum(1), torch.ones(2, HEIGHT, WIDTH), atol=1e-5)
     assert (together.exp() <= torch.stack(members).amax(0) + 1e-5).all()
     assert (together.exp() >= torch.stack(members).amin(0) - 1e-5).all()
