@@ -35,8 +35,8 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return total, (labels != IGNORE).sum(dtype=torch.float32)
 
 
-def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - mean Dice overlap of the softmax with the labels, over the classes in the labels. Milletari et al. 2016.
+def dice_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """What the Dice loss is made of, to be added up over the ranks: (3, C), overlap, size of both, size of the labels.
 
     Args:
         logits: (N, C, H, W).
@@ -45,6 +45,15 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     valid = (labels != IGNORE)[:, None]
     truth = F.one_hot(labels.where(labels != IGNORE, 0), logits.shape[1]).movedim(-1, 1) * valid
     shares = logits.float().softmax(1) * valid
-    overlap, size = (shares * truth).sum((0, 2, 3)), (shares + truth).sum((0, 2, 3))
-    present = truth.sum((0, 2, 3)) > 0
+    return torch.stack([part.sum((0, 2, 3)) for part in (shares * truth, shares + truth, truth.float())])
+
+
+def dice_loss(sums: Tensor) -> Tensor:
+    """1 - mean Dice overlap of the softmax with the labels, over the classes in the labels. Milletari et al. 2016.
+
+    Args:
+        sums: of ``dice_sums``, over all ranks.
+    """
+    overlap, size, labelled = sums
+    present = labelled > 0
     return ((1 - 2 * overlap / size.clamp(min=1)) * present).sum() / present.sum().clamp(min=1)

@@ -31,6 +31,13 @@ class Place:
             torch.distributed.all_reduce(value)
         return value
 
+    def total_with_gradient(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, for a loss that is no sum itself. Collective.
+
+        The gradient is that of this rank's part times the world, as DDP averages gradients over the ranks.
+        """
+        return self.total(value.detach()) + self.world * (value - value.detach())
+
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """bf16 where asked for, or with ``auto`` where the hardware has bf16 matrix units; else fp32."""

@@ -74,7 +74,8 @@ class StudentTraining(SegmenterTraining):
         loss = losses[0]
         if len(losses) > 1:
             terms["pseudo_labels"] = losses[1]
-            terms["confident"] = (labels[counts[0] :] != IGNORE).float().mean()
+            confident = labels[counts[0] :] != IGNORE
+            terms["confident"] = self.place.total(confident.sum()) / (confident.numel() * self.place.world)
             loss = loss + self.settings.weight * terms["confident"] * losses[1]
         self._update(loss, done)
         if self.average is not None:

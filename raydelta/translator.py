@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raydelta.config import Config, CycleConfig, GuidanceConfig
 from raydelta.data.augment import Batch
 from raydelta.expert import freeze
-from raydelta.losses import cross_entropy_sum, dice_loss, l1, lsgan
+from raydelta.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
 from raydelta.networks import Discriminator, Generator
 from raydelta.place import Place
 
@@ -120,7 +120,7 @@ class TranslatorTraining:
             # DDP averages gradients over the ranks: times the world, so that sum ÷ count is over all of them.
             taught = terms["guidance"] = total * self.place.world / self.place.total(valid).clamp(min=1)
             if self.guidance.dice > 0:
-                terms["dice"] = dice_loss(logits, labels)
+                terms["dice"] = dice_loss(self.place.total_with_gradient(dice_sums(logits, labels)))
                 taught = taught + self.guidance.dice * terms["dice"]
             loss = (1 - weight) * loss + weight * self.guidance.scale * taught
         return loss, {name: term.detach() for name, term in terms.items()}, fake_real.detach(), fake_synthetic.detach()

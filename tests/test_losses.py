@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raydelta.losses import cross_entropy_sum, dice_loss, l1, lsgan
+from raydelta.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
 from raydelta.taxonomy import IGNORE
 
 torch.set_num_threads(1)
@@ -111,25 +111,29 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
     return F.one_hot(labels, classes).movedim(-1, 1).float()
 
 
+def dice(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return dice_loss(dice_sums(logits, labels))
+
+
 def test_dice_by_hand() -> None:
     logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]).view(1, 2, 1, 2)
     both = 1 - (2 * 0.75 / (0.75 + 0.5 + 1) + 2 * 0.5 / (0.25 + 0.5 + 1)) / 2
-    assert dice_loss(logits, torch.tensor([[[0, 1]]])).item() == pytest.approx(both)
+    assert dice(logits, torch.tensor([[[0, 1]]])).item() == pytest.approx(both)
     first_alone = 1 - 2 * (0.75 + 0.5) / (0.75 + 0.5 + 2)
-    assert dice_loss(logits, torch.tensor([[[0, 0]]])).item() == pytest.approx(first_alone)
+    assert dice(logits, torch.tensor([[[0, 0]]])).item() == pytest.approx(first_alone)
 
 
 def test_dice_is_zero_for_what_is_right_and_one_for_what_is_wrong() -> None:
     torch.manual_seed(0)
     labels = torch.randint(0, 4, (2, 6, 7))
-    assert dice_loss(50 * one_hot(labels, 4), labels).item() == pytest.approx(0, abs=1e-6)
-    assert dice_loss(50 * one_hot((labels + 1) % 4, 4), labels).item() == pytest.approx(1, abs=1e-6)
+    assert dice(50 * one_hot(labels, 4), labels).item() == pytest.approx(0, abs=1e-6)
+    assert dice(50 * one_hot((labels + 1) % 4, 4), labels).item() == pytest.approx(1, abs=1e-6)
 
 
 def test_in_dice_a_rare_class_counts_as_much_as_a_common_one() -> None:
     labels = torch.zeros(1, 20, 20, dtype=torch.long)
     labels[0, 0, 0] = 1
-    missed = dice_loss(50 * one_hot(torch.zeros_like(labels), 2), labels)
+    missed = dice(50 * one_hot(torch.zeros_like(labels), 2), labels)
     assert missed.item() == pytest.approx(0.5, abs=0.01)
 
 
@@ -137,14 +141,14 @@ def test_in_dice_absent_classes_do_not_count() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     more = F.pad(logits, (0, 0, 0, 0, 0, 2), value=-100.0)
-    torch.testing.assert_close(dice_loss(more, labels), dice_loss(logits, labels))
+    torch.testing.assert_close(dice(more, labels), dice(logits, labels))
 
 
 def test_dice_gradient() -> None:
     torch.manual_seed(0)
     x, labels = torch.randn(1, 4, 2, 3), torch.tensor([[[0, 1, 2], [2, IGNORE, 0]]])
     torch.testing.assert_close(
-        gradient(lambda x: dice_loss(x, labels), x), slope(lambda x: dice_loss(x, labels), x), atol=1e-3, rtol=1e-3
+        gradient(lambda x: dice(x, labels), x), slope(lambda x: dice(x, labels), x), atol=1e-3, rtol=1e-3
     )
 
 
@@ -155,15 +159,15 @@ def test_ignored_pixels_have_no_influence_on_dice() -> None:
     logits = torch.randn(1, 4, 4, 4)
     changed = logits.clone()
     changed[:, :, 1] = 100 * torch.randn(1, 4, 4)
-    assert torch.equal(dice_loss(logits, labels), dice_loss(changed, labels))
-    slopes = gradient(lambda x: dice_loss(x, labels), logits)
+    assert torch.equal(dice(logits, labels), dice(changed, labels))
+    slopes = gradient(lambda x: dice(x, labels), logits)
     assert (slopes[:, :, 1] == 0).all()
     assert (slopes[:, :, 0] != 0).any()
 
 
 def test_dice_of_nothing_but_ignored_pixels_is_zero_with_zero_gradients() -> None:
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
-    loss = dice_loss(logits, torch.full((2, 4, 4), IGNORE))
+    loss = dice(logits, torch.full((2, 4, 4), IGNORE))
     assert loss.item() == 0
     loss.backward()
     assert (logits.grad == 0).all()
@@ -177,7 +181,7 @@ def test_bf16_inputs_are_summed_in_fp32() -> None:
         (lsgan(low[:, :1], True), lsgan(low[:, :1].float(), True)),
         (l1(low, low.roll(1)), l1(low.float(), low.float().roll(1))),
         (cross_entropy_sum(low, labels)[0], cross_entropy_sum(low.float(), labels)[0]),
-        (dice_loss(low, labels), dice_loss(low.float(), labels)),
+        (dice(low, labels), dice(low.float(), labels)),
         (cross_entropy_sum(low, labels)[1], torch.tensor(2 * 64 * 64.0)),
     ):
         assert value.dtype == torch.float32

@@ -1,7 +1,10 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,9 +50,11 @@ def unsure(images: Tensor) -> Tensor:
     return 0.1 * images
 
 
-def build_training(network: nn.Module, teacher: Predict | str | None, *overrides: str) -> StudentTraining:
+def build_training(
+    network: nn.Module, teacher: Predict | str | None, *overrides: str, place: Place = HERE
+) -> StudentTraining:
     config = load_config(overrides=["student.learning_rate=0.02", "augment.colour=0", *overrides])
-    return StudentTraining(network, config, HERE, unchanged, teacher)
+    return StudentTraining(network, config, place, unchanged, teacher)
 
 
 def weights(network: nn.Module) -> list[Tensor]:
@@ -278,3 +283,33 @@ def test_a_step_goes_on_from_a_saved_state(teacher: Predict | str | None) -> Non
     assert ("pseudo_labels" in terms[0]) == (teacher is not None)
     for name, network in training.networks().items():
         assert all(map(torch.equal, weights(network), weights(other.networks()[name])))
+
+
+def train_a_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        rendezvous = f"file://{folder}/rendezvous"
+        torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    training = build_training(build_network(), sharp, place=Place(torch.device("cpu"), rank, world))
+    real = photographs()[0]
+    real[::2] *= 0.05  # the teacher is sure of none of what the first rank sees
+    mine = {"synthetic": [part[rank::world] for part in colourful(4)], "real": (real[rank::world], None)}
+    terms = training.step(mine, 0.5)
+    gradients = [parameter.grad.clone() for parameter in training.network.parameters()]
+    torch.save([terms, gradients], Path(folder) / f"{world}-{rank}.pt")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_learn_from_a_teacher_like_one(tmp_path: Path) -> None:
+    """Though the pixels that the teacher is sure of lie all on one of them."""
+    train_a_rank(0, 1, str(tmp_path))
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "raydelta.translator"])
+    torch.multiprocessing.start_processes(train_a_rank, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    terms, gradients = torch.load(tmp_path / "1-0.pt")
+    ranks = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]
+    assert 0.2 < terms["confident"] < 0.6
+    for rank in ranks:
+        torch.testing.assert_close(rank[1], gradients, atol=1e-6, rtol=1e-4)
+    for name, value in terms.items():
+        torch.testing.assert_close((ranks[0][0][name] + ranks[1][0][name]) / 2, value, msg=name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raydelta.config import Config, load_config
 from raydelta.data.augment import Batch
 from raydelta.expert import freeze
-from raydelta.losses import dice_loss
+from raydelta.losses import dice_loss, dice_sums
 from raydelta.place import Place
 from raydelta.taxonomy import IGNORE
 from raydelta.translator import ImagePool, TranslatorTraining
@@ -91,7 +91,7 @@ def formula(training: TranslatorTraining, config: Config, batch: dict[str, Batch
         "guidance": F.cross_entropy(training.expert(r2s(x)), y, ignore_index=IGNORE),
     }
     if config.guidance.dice > 0:
-        terms["dice"] = dice_loss(training.expert(r2s(x)), y)
+        terms["dice"] = dice_loss(dice_sums(training.expert(r2s(x)), y))
     weight, scale, cycle = config.guidance.weight, config.guidance.scale, config.cycle
     plain = (
         terms["gan_r2s"]
@@ -418,12 +418,14 @@ def test_the_discriminators_see_the_pool() -> None:
     assert losses[0]["gan_r2s"] == losses[1]["gan_r2s"]
 
 
-def train_a_rank(rank: int, world: int, folder: str) -> None:
+def train_a_rank(rank: int, world: int, folder: str, dice: float) -> None:
     torch.set_num_threads(1)
     if world > 1:
         rendezvous = f"file://{folder}/rendezvous"
         torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    config = configure("generator.identity_start=false", "translator.pool=0", "guidance.start=0.2")
+    config = configure(
+        "generator.identity_start=false", "translator.pool=0", "guidance.start=0.2", f"guidance.dice={dice}"
+    )
     training = build(config, Place(torch.device("cpu"), rank, world))
     history = []
     for step in range(3):
@@ -437,11 +439,12 @@ def train_a_rank(rank: int, world: int, folder: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_step_like_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dice", [0.0, 1.0])
+def test_two_ranks_step_like_one(tmp_path: Path, dice: float) -> None:
     """All four networks and both averages, with unequal numbers of valid pixels and one rank without any at first."""
-    train_a_rank(0, 1, str(tmp_path))
+    train_a_rank(0, 1, str(tmp_path), dice)
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "raydelta.translator"])
-    torch.multiprocessing.start_processes(train_a_rank, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(train_a_rank, (2, str(tmp_path), dice), nprocs=2, start_method="forkserver")
     history, weights = torch.load(tmp_path / "1-0.pt")
     ranks = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]
     assert all(map(torch.equal, ranks[0][1], ranks[1][1]))
