@@ -85,7 +85,12 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> Config:
-    """The config a checkpoint was trained with."""
+    """The config a checkpoint was trained with.
+
+    Raises:
+        UserError: no checkpoint there, or one of another format.
+    """
+    read_meta(path)  # another format has other fields, and says so better than they do
     return load_config(file=path / "config.yaml")
 
 

@@ -26,28 +26,13 @@ from raydelta.expert import SegmenterTraining, build_predictor, freeze
 from raydelta.labels import choose_labels
 from raydelta.networks import Generator, build_segmenter
 from raydelta.place import Place
+from raydelta.spaces import Compared
 from raydelta.stages import fingerprint, read_stage
 from raydelta.student import Appearance, StudentTraining, ensemble
 from raydelta.training import Training, hash_seed
 from raydelta.translator import TranslatorTraining
 
-Kind = Literal[
-    "expert",
-    "translator",
-    "ensemble",
-    "ensemble, untranslated",
-    "from scratch",
-    "fine-tuned",
-    "joint training",
-    "randomised",
-    "FDA",
-    "translated only",
-    "student",
-    "pseudo-labels",
-    "mean teacher",
-    "mean teacher, translated",
-    "oracle",
-]
+Kind = Literal["expert", "translator", Compared]
 
 HELD_OUT = 64
 """At most this many synthetic training images (or a tenth) are kept from the expert's training to validate it."""
@@ -201,6 +186,7 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
     inputs["size"] = [config.data.width, config.data.height]
     inputs["precision"] = config.compute.precision
+    inputs["format"] = checkpoint.FORMAT
     inputs["synthetic"] = data_fingerprint(config.data.synthetic)
     if kind != "expert":
         assert expert is not None
@@ -382,9 +368,8 @@ def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
         assert bought.labels is not None
         if len(bought) < 2:
             raise UserError("labels.shuffle = True: one labelled image has no other to take a label from; buy two")
-        bought = replace(
-            bought, labels=np.roll(bought.labels, 1, axis=0)
-        )  # their order is random, and none keeps its own
+        # Their order is random, and none keeps its own.
+        bought = replace(bought, labels=np.roll(bought.labels, 1, axis=0))
     return bought, held_out
 
 

@@ -15,9 +15,7 @@ SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "
 Not the seed either: it decides which labels validate, and trials on other validation images cannot be compared.
 """
 
-Method = Literal[
-    "unguided",
-    "guided",
+Compared = Literal[
     "ensemble",
     "ensemble, untranslated",
     "from scratch",
@@ -31,10 +29,11 @@ Method = Literal[
     "mean teacher",
     "mean teacher, translated",
     "oracle",
-    "guided, shuffled labels",
-    "joint training, shuffled labels",
 ]
-"""Names of ``methods.METHODS``, repeated because the driver reads spaces before it imports torch."""
+"""What the translator is compared with. Named here, as the driver reads spaces before it imports torch."""
+
+Method = Literal["unguided", "guided", Compared, "guided, shuffled labels", "joint training, shuffled labels"]
+"""Rows of the table; what each is made of stands in ``methods.METHODS``."""
 
 DEFAULT_METHODS: tuple[Method, ...] = ("unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle")
 

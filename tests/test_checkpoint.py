@@ -208,6 +208,8 @@ def test_another_format_is_refused(tmp_path: Path, text: str) -> None:
     write(tmp_path)
     (tmp_path / "meta.json").write_text(text)
     with pytest.raises(UserError, match="format"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match="format"):
         read_meta(tmp_path)
 
 

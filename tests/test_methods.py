@@ -164,6 +164,13 @@ def test_how_a_training_runs_does_not_name_it_but_its_precision_does(config: Con
     assert name_of(kind, config, data__width=96) != name
 
 
+def test_a_stage_of_another_checkpoint_format_is_another_stage(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expert that an older version has left in the runs lacks what this one reads."""
+    name = name_of("expert", config)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT - 1)
+    assert name_of("expert", config) != name
+
+
 def test_an_expert_depends_on_its_own_settings_only(config: Config, unlabelled: Config) -> None:
     name = name_of("expert", config)
     assert name_of("expert", config, expert__steps=9) != name

@@ -20,13 +20,7 @@ torch.set_num_threads(1)
 
 HERE = Place(torch.device("cpu"))
 CLASSES, SIZE = 3, 16
-SMALL = (
-    "generator.width=4",
-    "generator.blocks=1",
-    "discriminator.width=4",
-    "discriminator.layers=1",
-    "guidance.dice=0",
-)
+SMALL = ("generator.width=4", "generator.blocks=1", "discriminator.width=4", "discriminator.layers=1")
 NAMES = ("r2s", "s2r", "d_synthetic", "d_real")
 
 
@@ -323,6 +317,7 @@ def golden_run() -> dict[str, float]:
         *("generator.identity_start=false", "translator.pool=2", "translator.decay=0.5"),
         *("translator.learning_rate=2e-3", "translator.discriminator_learning_rate=2e-4"),
         *("cycle.real=10", "cycle.synthetic=10", "cycle.identity=0.5", "guidance.weight=0.5", "guidance.scale=1"),
+        "guidance.dice=0",
     )
     training = TranslatorTraining(config, build_expert(), HERE)
     torch.manual_seed(1)
