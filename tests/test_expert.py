@@ -7,31 +7,18 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from raydelta.data.streams import Images
 from raydelta.evaluation import confusion_matrix
 from raydelta.expert import SegmenterTraining, build_predictor, freeze
 from raydelta.place import Place
 from raydelta.taxonomy import IGNORE
+from tests.segmenters import CLASSES, build_network, colourful
 
 torch.set_num_threads(1)
 
 HERE = Place(torch.device("cpu"))
-CLASSES = 3
-
-
-def build_network(norm: bool = False) -> nn.Module:
-    torch.manual_seed(0)
-    middle = [nn.BatchNorm2d(6)] if norm else []
-    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *middle, nn.ReLU(), nn.Conv2d(6, CLASSES, 1))
-
-
-def colourful(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images whose brightest channel is the label."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1
-    return images, images.argmax(1)
 
 
 def uneven_batch() -> tuple[Tensor, Tensor]:

@@ -13,24 +13,11 @@ from raydelta.data.augment import Batch
 from raydelta.place import Place
 from raydelta.student import Predict, StudentTraining, confident_labels, ensemble, mix_classes
 from raydelta.taxonomy import IGNORE
+from tests.segmenters import build_network, colourful
 
 torch.set_num_threads(1)
 
 HERE = Place(torch.device("cpu"))
-CLASSES = 3
-
-
-def build_network(norm: bool = False, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    middle = [nn.BatchNorm2d(6)] if norm else []
-    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *middle, nn.ReLU(), nn.Conv2d(6, CLASSES, 1))
-
-
-def colourful(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images whose brightest channel is the label."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1
-    return images, images.argmax(1)
 
 
 def photographs(count: int = 4) -> Batch:
