@@ -7,6 +7,7 @@ import pytest
 from raydelta.cluster import Cluster
 from raydelta.config import load_config, override
 from raydelta.data.importers import simulate_dataset
+from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
 from raydelta.evaluation import read_table
 from raydelta.methods import METHODS, Kind, make_job
@@ -99,6 +100,25 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_se
     again = run_tune(space, arguments, runs=tmp_path / "runs")
     assert again.rows == outcome.rows
     assert {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")} == made
+
+
+def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(ray_session: None, tmp_path: Path) -> None:
+    """The test shard of the photographs cannot be read: only the evaluation at the end may notice."""
+    runs = tmp_path / "runs"
+    real = Path(prepare_data(load_config("laptop", overrides=TINY), runs).data.real)
+    shards = list(real.glob("test-*.parquet"))
+    assert shards
+    for shard in shards:
+        shard.write_bytes(b"nobody may read this before the end")
+    methods = ["unguided", "guided", "joint training", "FDA", "student", "pseudo-labels", "mean teacher", "oracle"]
+    with pytest.raises(Exception, match=r"test-00000\.parquet"):
+        run_tune(write_space(tmp_path, table={"methods": methods, "seeds": [0]}), TINY_ARGUMENTS, runs=runs)
+    (directory,) = runs.glob("tune-*")
+    assert (directory / "trials.json").exists(), "the best trial was chosen"
+    assert not (directory / "table.json").exists()
+    kinds = sorted(json.loads(stage.read_text())["kind"] for stage in runs.glob("*/stage.json"))
+    expected = ["expert", "translator", "translator", "translator"]  # two trials, the better one guided, and unguided
+    assert kinds == sorted([*expected, *(name for name in methods if name not in ("unguided", "guided"))])
 
 
 def test_every_job_comes_after_what_it_builds_on(ray_session: None, tmp_path: Path) -> None:
