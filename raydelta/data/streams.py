@@ -2,7 +2,8 @@
 
 Both kinds of stream yield uint8 tensors on the device: images (N, 3, H, W) and labels (N, H, W) or None. A stream in
 memory visits every image once an epoch in a seeded order, wraps where a batch is larger than the set, and resumes at
-the very image where it stopped. A Ray Data stream resumes at the start of an epoch.
+the very image where it stopped. A Ray Data stream draws at random from a pool that is read in that way, so its epochs
+run into each other, and it resumes with a new order.
 """
 
 import queue
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from raydelta.data.shards import decode, read_groups, read_manifest, read_rows, shard_paths
-from raydelta.errors import UserError
 from raydelta.place import Place
 
-PIECE = 64  # rows that come from Ray Data at once
-PIECES_AHEAD = 4
-POOL = 512  # rows to draw from at random
+PIECE = 64  # rows that come from Ray Data at once, at least
+BATCHES_AHEAD = 8
+POOL = 512  # rows to draw from at random, at least
+TASK = 256  # rows that a read task decodes, about
+EXECUTION = 50_000  # rows that one execution of a Ray Data set yields, at least
 
 
 class Stream(Protocol):
@@ -99,89 +101,71 @@ def to_device(array: np.ndarray, place: Place) -> Tensor:
 
 
 class RayStream:
-    """Epochs over a Ray Data iterator of decoded rows (columns pixels, labels), drawn from a shuffled pool.
-
-    A thread keeps reading, into the next epoch too: starting one takes Ray Data seconds, and training should not wait.
-    """
+    """Batches that a thread draws at random from a Ray Data iterator of decoded rows (columns pixels, labels)."""
 
     def __init__(self, rows: Any, batch: int, seed: int, place: Place) -> None:
-        self.rows, self.batch, self.place = rows, batch // place.world, place
-        self.epoch = 0  # that is being drawn, from 1
-        self._random = np.random.default_rng([seed, place.rank])
-        self._pool: list[dict[str, np.ndarray]] = []  # rows of the current epoch
-        self._read: queue.Queue[dict[str, np.ndarray] | BaseException | None] = queue.Queue(maxsize=PIECES_AHEAD)
+        self.place = place
+        batches = draw_batches(rows, batch // place.world, np.random.default_rng([seed, place.rank]))
+        self._drawn: queue.Queue[dict[str, np.ndarray] | BaseException] = queue.Queue(maxsize=BATCHES_AHEAD)
         self._stopped = threading.Event()
-        self._reader: threading.Thread | None = None
-        self._ended = True  # whether all of the current epoch was read
+        self._thread = threading.Thread(target=_run_ahead, args=(batches, self._drawn, self._stopped), daemon=True)
 
     def next(self) -> tuple[Tensor, Tensor | None]:
         """The next batch of this rank, on its device."""
-        drawn: list[dict[str, np.ndarray]] = []
-        while len(drawn) < self.batch:
-            self._fill()
-            index = int(self._random.integers(len(self._pool)))
-            self._pool[index], self._pool[-1] = self._pool[-1], self._pool[index]
-            drawn.append(self._pool.pop())
-        columns = {name: np.stack([row[name] for row in drawn]) for name in drawn[0]}
-        labels = columns.get("labels")
-        return to_device(columns["pixels"], self.place), None if labels is None else to_device(labels, self.place)
+        if self._thread.ident is None:
+            self._thread.start()
+        drawn = self._drawn.get()
+        if isinstance(drawn, BaseException):
+            raise drawn
+        labels = drawn.get("labels")
+        return to_device(drawn["pixels"], self.place), None if labels is None else to_device(labels, self.place)
 
     def state(self) -> dict[str, Any]:
-        """The epoch; the place within it is not exact in a parallel stream."""
-        return {"epoch": self.epoch}
+        """Nothing: the place within a parallel stream is not exact."""
+        return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Start the epoch again in which another stream stood."""
-        self.epoch = max(0, state["epoch"] - 1)
-
-    def _fill(self) -> None:
-        """Keep the pool full from the current epoch; begin the next one when it is empty."""
-        if self._reader is None:
-            self._reader = threading.Thread(
-                target=_read_epochs, args=(self.rows, self._read, self._stopped), daemon=True
-            )
-            self._reader.start()
-        while not self._pool or (len(self._pool) < POOL and not self._ended):
-            if self._ended:
-                self.epoch, self._ended = self.epoch + 1, False
-            piece = self._read.get()
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
-                self._ended = True
-            else:
-                # Copies: a row that looks into its piece would keep all of that in memory.
-                rows = range(len(piece["pixels"]))
-                self._pool += [{name: values[row].copy() for name, values in piece.items()} for row in rows]
+        """Nothing to load."""
 
     def __del__(self) -> None:
         self._stopped.set()
 
 
-def _read_epochs(rows: Any, read: queue.Queue[Any], stopped: threading.Event) -> None:
-    """Put pieces of endless epochs into the queue, None after each epoch, and an error if there is one."""
-
-    def put(piece: Any) -> None:
-        while not stopped.is_set():
-            try:
-                read.put(piece, timeout=1)
-                return
-            except queue.Full:
+def draw_batches(rows: Any, batch: int, random: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of random rows from a pool: the rows that come in take the places of those that go out."""
+    piece = batch * -(-PIECE // batch)
+    size = piece * -(-POOL // piece)
+    pool: dict[str, np.ndarray] = {}
+    filled = 0
+    while True:
+        for read in rows.iter_batches(batch_size=piece, batch_format="numpy", prefetch_batches=2, drop_last=True):
+            pool = pool or {name: np.empty((size, *values.shape[1:]), values.dtype) for name, values in read.items()}
+            if filled < size:
+                for name, values in read.items():
+                    pool[name][filled : filled + piece] = values
+                filled += piece
                 continue
+            for start in range(0, piece, batch):
+                slots = random.choice(size, batch, replace=False)
+                yield {name: kept[slots] for name, kept in pool.items()}
+                for name, values in read.items():
+                    pool[name][slots] = values[start : start + batch]
 
+
+def _run_ahead(batches: Iterator[Any], drawn: queue.Queue[Any], stopped: threading.Event) -> None:
+    """Put batches into the queue until stopped, and an error if there is one."""
     try:
-        while not stopped.is_set():
-            empty = True
-            for piece in rows.iter_batches(batch_size=PIECE, batch_format="numpy", prefetch_batches=2):
-                empty = False
-                put(piece)
-                if stopped.is_set():
-                    return
-            if empty:
-                raise UserError("a streamed set has fewer images than there are workers")
-            put(None)
+        for batch in batches:
+            while not stopped.is_set():
+                try:
+                    drawn.put(batch, timeout=1)
+                    break
+                except queue.Full:
+                    continue
+            if stopped.is_set():
+                return
     except BaseException as error:  # handed to whoever draws
-        put(error)
+        drawn.put(error)
 
 
 def load_images(
@@ -203,15 +187,17 @@ def load_images(
 
 
 def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True) -> Any:
-    """A split as a Ray Data set of decoded rows (columns pixels, labels), for sets that do not fit into memory.
+    """A split, epoch after epoch, as a Ray Data set of decoded rows (columns pixels, labels), for sets that are large.
 
-    A task reads and decodes one shard, in an order that changes with every epoch. Ray's own ``read_parquet`` lists the
-    files anew at the start of every epoch, which takes it seconds, and the manifest knows them.
+    Every epoch has the shards in another order. To start an execution takes Ray Data seconds, so one holds many epochs,
+    and to start a task takes it as long as to decode a hundred images, so one reads several shards. Ray's own
+    ``read_parquet`` would list files that the manifest knows.
     """
     import ray.data
 
     columns = ["id", "image", *(["label"] if labels else [])]
-    classes = len(read_manifest(uri).taxonomy)
+    manifest = read_manifest(uri)
+    classes, count = len(manifest.taxonomy), manifest.splits[split].rows
 
     def decode_shards(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for address in batch["shard"]:
@@ -219,10 +205,12 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
                 arrays = decode(rows, size, with_labels=labels, num_classes=classes)
                 yield {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
 
-    shards = [{"shard": address} for address in shard_paths(uri, split)]
-    rows = ray.data.from_items(shards, override_num_blocks=len(shards)).randomize_block_order()
+    paths, random = shard_paths(uri, split), np.random.default_rng()
+    epochs = -(-EXECUTION // count)
+    shards = [{"shard": paths[index]} for _ in range(epochs) for index in random.permutation(len(paths))]
+    rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), -(-epochs * count // TASK)))
     # Half a CPU: a small machine must fit one task of every set beside the training.
-    return rows.map_batches(decode_shards, batch_size=1, num_cpus=0.5)
+    return rows.map_batches(decode_shards, batch_size=None, num_cpus=0.5)
 
 
 def is_streamed(images: Any) -> bool:
