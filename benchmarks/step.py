@@ -3,20 +3,28 @@
     python -m benchmarks.step [--json FILE] [--width 64] [--blocks 9] [--size 256x128] [--batch 1] [--rounds 5]
 
 Ratios are plain seconds ÷ our seconds, the median over the rounds: above 1 is faster than plain. bf16 is measured where
-the device has bf16 matrix units; elsewhere it is emulated, slower than fp32, and not what `precision: auto` takes.
+the device has bf16 matrix units; elsewhere it is emulated, slower than fp32, and not what `precision: auto` takes. The
+last of the modes is measured with guidance too, through the default expert, with as many labelled images as there are
+real ones, and with 8; their figure is guided seconds ÷ unguided seconds.
 """
 
 import argparse
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from benchmarks.common import describe_machine, print_table, write_json
 from benchmarks.plain_cyclegan import PlainCycleGAN
-from raydelta.config import Config, load_config
+from raydelta.config import Config, load_config, override
+from raydelta.data.augment import Batch
+from raydelta.expert import freeze
+from raydelta.networks import build_segmenter
 from raydelta.place import Place, has_bf16_units
 from raydelta.translator import TranslatorTraining
+
+CLASSES, GUIDED = 11, 8
 
 
 def main() -> None:
@@ -42,6 +50,9 @@ def main() -> None:
     )
     real, synthetic = (torch.rand(options.batch, 3, height, width, device=device) * 2 - 1 for _ in range(2))
 
+    labels = torch.randint(CLASSES, (GUIDED, height, width), device=device)
+    labelled = torch.rand(GUIDED, 3, height, width, device=device) * 2 - 1
+
     plain = PlainCycleGAN(options.width, options.blocks, options.width, 3, device)
     steps: dict[str, Callable[[], object]] = {"plain_fp32": lambda: plain.step(real, synthetic)}
     units = has_bf16_units(device)
@@ -51,7 +62,13 @@ def main() -> None:
         for mode in ("eager", "compiled"):
             if mode == "compiled" and options.no_compile:
                 continue
-            steps[f"{mode}_{name}"] = our_step(config, Place(device, dtype=dtype), mode == "compiled", real, synthetic)
+            place, compiled, unguided = Place(device, dtype=dtype), mode == "compiled", f"{mode}_{name}"
+            batch: dict[str, Batch] = {"real": (real, None), "synthetic": (synthetic, None)}
+            steps[unguided] = our_step(config, place, compiled, batch)
+    guided = {f"{unguided}_guided_{count}": count for count in sorted({options.batch, GUIDED})}
+    for name, count in guided.items():
+        with_labels = batch | {"labelled": (labelled[:count], labels[:count])}
+        steps[name] = our_step(override(config, {"guidance.weight": 0.5}), place, compiled, with_labels)
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds + 2):  # the first two warm up: allocation, oneDNN or cuDNN choices, compilation
@@ -67,25 +84,34 @@ def main() -> None:
     for name in names:
         if name in seconds:
             pairs = zip(seconds["plain_fp32"], seconds[name], strict=True)
-            ratios[name] = sorted(plain / ours for plain, ours in pairs)[options.rounds // 2]
-    rows = [(name, sorted(values)[len(values) // 2], ratios.get(name)) for name, values in seconds.items()]
-    print_table(("step", "median s", "× plain"), rows)
+            ratios[name] = statistics.median(plain / ours for plain, ours in pairs)
+    costs = {
+        name: statistics.median(ours / base for ours, base in zip(seconds[name], seconds[unguided], strict=True))
+        for name in guided
+    }
+    rows = [(name, statistics.median(values), ratios.get(name)) for name, values in seconds.items()]
+    print_table(("step", "median s", "plain ÷ it"), rows)
+    print_table(("guided step", "÷ unguided"), costs.items())
     if not units:
         print("this device has no bf16 matrix units: bf16 not measured, and not used by precision: auto")
     write_json(
         options.json,
-        {"machine": describe_machine(device), "options": vars(options), "seconds": seconds, "ratios": ratios},
+        {
+            "machine": describe_machine(device),
+            "options": vars(options),
+            "seconds": seconds,
+            "ratios": ratios,
+            "guided": costs,
+        },
     )
 
 
-def our_step(
-    config: Config, place: Place, compiled: bool, real: torch.Tensor, synthetic: torch.Tensor
-) -> Callable[[], object]:
-    """One step of a fresh translator on fixed images."""
-    training = TranslatorTraining(config, None, place)
+def our_step(config: Config, place: Place, compiled: bool, batch: Mapping[str, Batch]) -> Callable[[], object]:
+    """One step of a fresh translator on fixed images, guided where some of them have labels."""
+    expert = freeze(build_segmenter(config.segmenter, CLASSES)) if "labelled" in batch else None
+    training = TranslatorTraining(config, expert, place)
     if compiled:
         training.compile()
-    batch = {"real": (real, None), "synthetic": (synthetic, None)}
     return lambda: training.step(batch, 0.0)
 
 
