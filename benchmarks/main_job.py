@@ -1,4 +1,4 @@
-"""The default job as a user runs it: seconds to the first training step, seconds in all, peak memory, data wait.
+"""The default job as a user runs it: seconds to the first step and in all, peak memory, data wait, augmentation.
 
     python -m benchmarks.main_job [--json FILE] [--warm] [a.b=c ...]
 
@@ -39,10 +39,14 @@ def main() -> None:
             )
         result = watch([*COMMAND, "tune", "--runs", folder, *options.overrides], runs)
         stages = [json.loads(path.read_text()) for path in runs.glob("*/stage.json")]
-    waits = {stage["kind"]: stage["metrics"]["data_wait"] for stage in stages}
-    result["data_wait_percent"] = {kind: 100 * wait for kind, wait in sorted(waits.items())}
+    metrics = {stage["kind"]: stage["metrics"] for stage in sorted(stages, key=lambda stage: stage["kind"])}
+    result["data_wait_percent"] = {kind: 100 * values["data_wait"] for kind, values in metrics.items()}
+    result["augment_percent"] = {
+        kind: 100 * values["seconds_augment"] / values["seconds_step"] for kind, values in metrics.items()
+    }
     print_table(("figure", "value"), [(name, value) for name, value in result.items() if isinstance(value, float)])
-    print_table(("data wait, % of step", ""), list(result["data_wait_percent"].items()))
+    for name in ("data_wait_percent", "augment_percent"):
+        print_table((f"{name} of the step", ""), list(result[name].items()))
     write_json(options.json, {"machine": describe_machine(), "options": vars(options), **result})
 
 

@@ -1,11 +1,12 @@
 """The translator's step against the original maths written plainly in fp32, in one process, step by step in turn.
 
-    python -m benchmarks.step [--json FILE] [--width 64] [--blocks 9] [--size 256x128] [--batch 1] [--rounds 5]
+    python -m benchmarks.step [--json FILE] [--width 64] [--blocks 9] [--size 256x128] [--batch 1] [--rounds 5] [--profile]
 
 Ratios are plain seconds ÷ our seconds, the median over the rounds: above 1 is faster than plain. bf16 is measured where
 the device has bf16 matrix units; elsewhere it is emulated, slower than fp32, and not what `precision: auto` takes. The
 last of the modes is measured with guidance too, through the default expert, with as many labelled images as there are
-real ones, and with 8; their figure is guided seconds ÷ unguided seconds.
+real ones, and with 8; their figure is guided seconds ÷ unguided seconds. ``--profile`` prints where an unguided step of
+that mode spends its time.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     width, height = map(int, options.size.split("x"))
@@ -94,6 +96,11 @@ def main() -> None:
     print_table(("guided step", "÷ unguided"), costs.items())
     if not units:
         print("this device has no bf16 matrix units: bf16 not measured, and not used by precision: auto")
+    if options.profile:
+        with torch.profiler.profile() as profile:
+            steps[unguided]()
+        order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60))
     write_json(
         options.json,
         {

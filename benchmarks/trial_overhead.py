@@ -1,19 +1,22 @@
 """What one more trial of a sweep costs beside its training: a plain Tune function, and Ray Train inside the trial.
 
-    python -m benchmarks.trial_overhead [--json FILE] [--trials 6]
+    python -m benchmarks.trial_overhead [--json FILE] [--trials 6] [--many 0]
 
-Trials of one step, one at a time; the overhead is the slope between one trial and many.
+Trials of one step, one at a time; the overhead is the slope between one trial and several. With ``--many`` a sweep of
+so many plain trials follows, with the memory of all processes on its way. Last, two compiled trials of processes of
+their own: the second finds the first one's compiled kernels.
 """
 
 import argparse
+import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import yaml
 
-from benchmarks.common import describe_machine, print_table, write_json
-from raydelta.tuning import run_tune
+from benchmarks.common import describe_machine, memory_of_session, print_table, write_json
 
 SMALL = [
     "data.synthetic_images=40",
@@ -32,20 +35,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json")
     parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--many", type=int, default=0)
     options = parser.parse_args()
     seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        sweep(Path(folder), 1, 1, 0)  # makes the data and the expert
-        for name, workers in (("plain function", 1), ("Ray Train, 2 workers", 2)):
-            one, many = (sweep(Path(folder), workers, trials, trials * workers) for trials in (1, options.trials))
-            seconds[name] = (many - one) / (options.trials - 1)
+    memory: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "kernels")  # an empty one; Ray's workers inherit it
+        sweep(folder, 1, 1, 0)  # makes the data and the expert
+        for way, workers in (("plain function", 1), ("Ray Train, 2 workers", 2)):
+            one, several = (sweep(folder, workers, trials, trials * workers) for trials in (1, options.trials))
+            seconds[way] = (several - one) / (options.trials - 1)
+        if options.many:
+            stopped = threading.Event()
+            watcher = threading.Thread(target=watch_memory, args=(memory, stopped))
+            watcher.start()
+            seconds[f"plain function, of {options.many}"] = sweep(folder, 1, options.many, 50) / options.many
+            stopped.set()
+            watcher.join()
+        for number, way in ((60, "first compiled trial"), (61, "second compiled trial")):
+            seconds[way] = sweep(folder, 1, 1, number, "compute.compile=true")
     print_table(("one more trial", "seconds"), list(seconds.items()))
-    write_json(options.json, {"machine": describe_machine(), "options": vars(options), "seconds_per_trial": seconds})
+    # Imports and the first trials grow it; from a quarter of the way on it should not.
+    parts = [memory[len(memory) * quarter // 4] for quarter in (1, 2, 3)] + memory[-1:] if len(memory) > 3 else []
+    print(f"memory at a quarter, half, three quarters and the end, GiB: {', '.join(f'{gib:.2f}' for gib in parts)}")
+    ratios = {"compiled_again": seconds["first compiled trial"] / seconds["second compiled trial"]}
+    result = {"seconds_per_trial": seconds, "memory_gib": parts, "ratios": ratios}
+    write_json(options.json, {"machine": describe_machine(), "options": vars(options), **result})
 
 
-def sweep(folder: Path, workers: int, trials: int, number: int) -> float:
+def sweep(folder: Path, workers: int, trials: int, number: int, *overrides: str) -> float:
     """Seconds of a sweep of so many trials, each of another setting so that none is found finished."""
-    weights = [0.1 + 0.8 * (index + 100 * number) / 10_000 for index in range(trials)]
+    from raydelta.tuning import run_tune  # imports torch, which reads the cache's address
+
+    weights = [0.1 + 0.8 * (index + 1000 * number) / 100_000 for index in range(trials)]
     space = {
         "search": {"guidance.weight": {"grid": weights}},
         "trials": 1,
@@ -57,8 +80,14 @@ def sweep(folder: Path, workers: int, trials: int, number: int) -> float:
     path = folder / f"space-{number}.yaml"
     path.write_text(yaml.safe_dump(space))
     start = time.monotonic()
-    run_tune(str(path), SMALL, runs=folder / "runs")
+    run_tune(str(path), [*SMALL, *overrides], runs=folder / "runs")
     return time.monotonic() - start
+
+
+def watch_memory(memory: list[float], stopped: threading.Event) -> None:
+    """Append the GiB of this process and all that it started every two seconds until stopped."""
+    while not stopped.wait(2):
+        memory.append(memory_of_session(os.getpid()) / 2**30)
 
 
 if __name__ == "__main__":

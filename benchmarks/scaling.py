@@ -1,0 +1,90 @@
+"""Weak scaling of the translator from one worker to two, and what more machines would give on paper.
+
+    python -m benchmarks.scaling [--json FILE] [--steps 60] [--rounds 3] [a.b=c ...]
+
+Measured: Ray Train workers of one thread each, as many images for each of two as for one alone; the efficiency is
+images a second of two ÷ (2 × one), the median over rounds in turn. On paper (docs/scaling.md): `efficiency`.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.common import describe_machine, print_table, write_json
+from raydelta.cluster import ensure_ray
+from raydelta.config import Config, load_config, override
+from raydelta.data.prepare import prepare_data
+from raydelta.methods import Job, make_job
+from raydelta.stages import read_stage
+from raydelta.workers import train_here, train_on_ray
+
+STEPS, FLEETS, NODE = (0.03, 0.15), (8, 64, 512), 8  # seconds, GPUs, GPUs of a node
+GENERATOR, DISCRIMINATOR = 11_372_931, 2_763_841  # parameters: ResNet-9 of width 64, PatchGAN of width 64
+LINKS = {"InfiniBand, 8 × 400 Gbit/s": 400e9, "Ethernet, 400 Gbit/s": 50e9, "Ethernet, 100 Gbit/s": 12.5e9}
+"""Bytes a second of a node to the others, all its GPUs together."""
+INSIDE = 300e9  # bytes a second of a GPU to the others of its node, NVLink
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    ensure_ray()
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fields = [f"translator.steps={options.steps}", f"compute.report_every={options.steps}", "expert.steps=1"]
+        config = prepare_data(load_config(overrides=[*fields, *options.overrides]), folder)
+        expert = make_job("expert", config, folder)
+        train_here(expert)
+        for number in range(options.rounds):
+            for workers in rates:
+                rates[workers].append(images_per_second(config, workers, folder / f"{number}-{workers}", expert))
+    ratio = statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True))
+    print_table(("workers", "images/s"), [(str(workers), statistics.median(v)) for workers, v in rates.items()])
+    print(f"two workers: {ratio:.2f} × one")
+    for step in STEPS:
+        titles = (f"on paper, {1000 * step:g} ms a step", *(f"{gpus} GPUs" for gpus in FLEETS))
+        print_table(
+            titles, [(link, *(efficiency(step, gpus, rate) for gpus in FLEETS)) for link, rate in LINKS.items()]
+        )
+    result = {"machine": describe_machine(), "options": vars(options), "images_per_second": rates}
+    write_json(options.json, result | {"ratios": {"two_workers": ratio}})
+
+
+def images_per_second(config: Config, workers: int, runs: Path, expert: Job) -> float:
+    """Of a translator on so many workers, with the config's batch for each of them."""
+    batches = {
+        "translator.batch": config.translator.batch * workers,
+        "guidance.batch": config.guidance.batch * workers,
+        "compute.workers": workers,
+    }
+    job = make_job("translator", override(config, batches), runs, expert.directory)
+    train_on_ray(job)
+    stage = read_stage(job.directory)
+    assert stage is not None
+    return float(stage["metrics"]["images_per_second"])
+
+
+def efficiency(step: float, gpus: int, link: float, hidden: float = 0.5) -> float:
+    """Share of the pace of so many lonely GPUs that they keep together, on paper.
+
+    Args:
+        step: seconds of a step on one GPU.
+        link: bytes a second of a node to the others.
+        hidden: share of the exchange that runs beside the backward pass.
+    """
+    gradients = 4 * 2 * (GENERATOR + DISCRIMINATOR)
+    inside = 2 * (min(gpus, NODE) - 1) / min(gpus, NODE) * gradients / INSIDE
+    nodes = -(-gpus // NODE)
+    between = 2 * (nodes - 1) / nodes * gradients / link
+    return step / (step + (1 - hidden) * (inside + between))
+
+
+if __name__ == "__main__":
+    main()
