@@ -47,16 +47,21 @@ def main() -> None:
     options = parser.parse_args()
     cluster = ensure_ray()
     result: dict[str, Any] = {"machine": describe_machine(), "cluster_cpus": cluster.cpus, "options": vars(options)}
+    result["ratios"] = {}
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SOURCES:
             source = f"{width}x{height}"
             target = str(Path(folder) / source)
             simulate_dataset("synthetic", target, counts={"train": options.images}, width=width, height=height)
-            result[source] = compare(target, options.rounds, options.batches)
-            rates = result[source]["images_per_second"]
-            rows = [(name, statistics.median(rates[name]), result[source]["ratios"][name]) for name in rates]
+            rates, decoding = compare(target, options.rounds, options.batches)
+            result[source] = {"images_per_second": rates, "decoding": decoding}
+            rows = []
+            for name, values in rates.items():
+                ratio = statistics.median(ours / dl for ours, dl in zip(values, rates["DataLoader"], strict=True))
+                rows.append((name, statistics.median(values), ratio))
+                result["ratios"][f"{name} from {source}"] = ratio
             print_table((f"from {source}", "images/s", "× DataLoader"), rows)
-            print(f"decoding into memory, once: {result[source]['decoding']:.0f} images/s")
+            print(f"decoding into memory, once: {decoding:.0f} images/s")
         target = str(Path(folder) / "256x128")
         result["data_wait"] = waiting_share(target, options.step_ms / 1000, options.batches)
         print(f"waiting, with {options.step_ms:g} ms of another device's work a batch: {result['data_wait']:.1%}")
@@ -65,8 +70,8 @@ def main() -> None:
     write_json(options.json, result)
 
 
-def compare(target: str, rounds: int, batches: int) -> dict[str, Any]:
-    """Images a second of each input in every round, and the ratios to the DataLoader."""
+def compare(target: str, rounds: int, batches: int) -> tuple[dict[str, list[float]], float]:
+    """Images a second of each input in every round, and of decoding into memory."""
     start = time.perf_counter()
     images = load_images(target, "train", SIZE)
     decoding = len(images) / (time.perf_counter() - start)
@@ -79,11 +84,7 @@ def compare(target: str, rounds: int, batches: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, opened in inputs.items():
             rates[name].append(rate(opened(), batches))
-    ratios = {
-        name: statistics.median(ours / theirs for ours, theirs in zip(values, rates["DataLoader"], strict=True))
-        for name, values in rates.items()
-    }
-    return {"images_per_second": rates, "ratios": ratios, "decoding": decoding}
+    return rates, decoding
 
 
 def open_stream(target: str) -> RayStream:

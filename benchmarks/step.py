@@ -1,6 +1,6 @@
 """The translator's step against the original maths written plainly in fp32, in one process, step by step in turn.
 
-    python -m benchmarks.step [--json FILE] [--width 64] [--blocks 9] [--size 256x128] [--batch 1] [--rounds 5] [--profile]
+    python -m benchmarks.step [--json FILE] [--width 64] [--blocks 9] [--size 256x128] [--rounds 5] [--profile]
 
 Ratios are plain seconds ÷ our seconds, the median over the rounds: above 1 is faster than plain. bf16 is measured where
 the device has bf16 matrix units; elsewhere it is emulated, slower than fp32, and not what `precision: auto` takes. The
