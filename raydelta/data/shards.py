@@ -342,6 +342,9 @@ def _opened(address: str) -> Iterator[pq.ParquetFile]:
     files, path = open_file_address(address)
     try:
         with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
+            # Ray registers a column type whose values are pickles: reading a stranger's would run his code.
+            if not file.schema_arrow.equals(SCHEMA):
+                raise UserError(f"{without_secrets(address)}: its columns are not those of a shard; not read")
             yield file
     except (OSError, pa.ArrowException, KeyError, ValidationError) as error:
         raise UserError(
