@@ -212,7 +212,7 @@ def data_import(
         print(format_skipped(manifest.skipped))
     for name, part in manifest.splits.items():
         print(f"{name}: {part.rows} images, {part.labelled} labelled")
-    print(target)
+    print(without_secrets(target))
 
 
 @data_app.command("check")

@@ -113,10 +113,12 @@ def ensure_ray() -> Cluster:
                 make_token()
                 context = ray.init("local", include_dashboard=True, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            where = f"the Ray cluster at {address}" if address else "a private Ray on this machine"
+            reason = " ".join(str(error).split())
+            if not address:
+                raise UserError(f"cannot use a private Ray on this machine: {reason}") from error
             # Ray does not say that it is about the token, and it is if something listens there.
             hint = f"; is {TOKEN} the cluster's token, on every node?" if isinstance(error, ConnectionError) else ""
-            raise UserError(f"cannot use {where}: {error}{hint}") from error
+            raise UserError(f"cannot use the Ray cluster at {address}: {reason}{hint}") from error
         _dashboard[0] = getattr(context, "dashboard_url", None)
     return Cluster(
         nodes=sum(bool(node["Alive"]) for node in ray.nodes()),

@@ -41,8 +41,11 @@ TUNNEL_TIMEOUT = 25.0  # seconds until the tunnel is open
 PATIENCE = 600.0  # seconds without a connection before a client stops following; the job does not notice
 START_UP = 60.0  # seconds from the head's first answer until it takes jobs
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-PYTHONS = "(3, 11) <= sys.version_info < (3, 14)"
-"""What pyproject.toml allows."""
+GUARD = (
+    "import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit('error: the cluster has Python ' + "
+    "sys.version.split()[0] + ', raydelta needs 3.11 to 3.13; see setup_commands of the cluster file')"
+)
+"""What a job does first: the head's Python may be one that could not even import us."""
 
 
 class Unreachable(UserError):  # noqa: N818 - the cluster is, for now
@@ -239,10 +242,7 @@ def _check_data(config: Config) -> None:
 def _send(address: str, name: str, command: Sequence[str], tree: Path) -> None:
     from ray.job_submission import JobSubmissionClient
 
-    # The head's Python may be one that cannot even import us; a tag rather than a version: it is all that matters.
-    guard = f"import sys; {PYTHONS} or sys.exit('error: the cluster has Python ' + sys.version.split()[0] + "
-    guard += "', raydelta needs 3.11 to 3.13; see setup_commands of the cluster file')"
-    entrypoint = f"python -c {shlex.quote(guard)} && exec python -m raydelta.cli {shlex.join(command)}"
+    entrypoint = f"python -c {shlex.quote(GUARD)} && exec python -m raydelta.cli {shlex.join(command)}"
     runtime = {"working_dir": str(tree), "env_vars": {"PYTHONUNBUFFERED": "1"}}
     shown = f"raydelta {shlex.join(command)}"
     for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):

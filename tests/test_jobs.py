@@ -69,8 +69,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def head(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard of a real Ray head on this machine, token authentication on."""
+def addresses(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Dashboard and address of a real Ray head on this machine, token authentication on."""
     session = Path(tempfile.mkdtemp(prefix="ray"))  # sockets below it: their paths must be short
     port = free_port()
     log = tmp_path_factory.mktemp("head") / "ray.log"
@@ -89,11 +89,19 @@ def head(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         while "runtime started" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        found = re.search(r"--address='([^']+)'", log.read_text())
+        assert found
+        yield f"http://127.0.0.1:{port}", found.group(1)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
         shutil.rmtree(session, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head(addresses: tuple[str, str]) -> str:
+    """Its dashboard."""
+    return addresses[0]
 
 
 @contextlib.contextmanager
@@ -234,6 +242,36 @@ def test_a_wrong_token_and_none_are_named(head: str, tmp_path: Path) -> None:
         assert f"{head} refuses the token: put the cluster's into ~/.ray/auth_token" in errors
         assert "1" * 64 not in errors
     assert f"{head} asks for a token" in refused("runs", "--address", head, HOME=str(tmp_path / "none"))
+
+
+def test_joining_with_a_wrong_token_or_another_python_is_named(
+    addresses: tuple[str, str], home: Path, tmp_path: Path
+) -> None:
+    wrong = write_home(tmp_path / "wrong", "1" * 64)
+    errors = refused("train", "expert", HOME=str(wrong), RAY_ADDRESS=addresses[1])
+    assert f"cannot use the Ray cluster at {addresses[1]}" in errors
+    assert "is ~/.ray/auth_token the cluster's token, on every node?" in errors
+
+    other = (
+        "import ray._private.utils as u; v = u.compute_version_info(); u.compute_version_info = lambda: (v[0], '3.9.1')"
+    )
+    command = [sys.executable, "-c", f"{other}; from raydelta.cli import main; main()", "train", "expert"]
+    environment = os.environ | {"HOME": str(home), "RAY_ADDRESS": addresses[1], "RAY_AUTH_MODE": "token"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SOON + 10, env=environment)
+    assert result.returncode == 1
+    assert re.search(
+        r"cannot use the Ray cluster .* Python: 3\.\d+\.\d+ This process .* Python: 3\.9\.1", result.stderr
+    )
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("version", "refused"), [((3, 10, 9), True), ((3, 12, 0), False), ((3, 14, 0), True)])
+def test_a_job_says_so_where_the_clusters_python_is_not_for_us(version: tuple[int, ...], refused: bool) -> None:
+    text = ".".join(map(str, version))
+    code = f"import sys; sys.version_info = {version}; sys.version = '{text} (main)'; {jobs.GUARD}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == refused
+    assert (f"the cluster has Python {text}, raydelta needs 3.11 to 3.13" in result.stderr) == refused
 
 
 def test_a_job_that_is_not_there_is_named(head: str, home: Path) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import re
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,24 +20,26 @@ from tests.tiny import TINY_ARGUMENTS
 DASHBOARD = Path(__file__).parent.parent / "clusters" / "grafana.json"
 
 
-def scrape() -> str:
+@contextmanager
+def scraping() -> Iterator[set[str]]:
+    """All lines that the node's endpoint shows within. It forgets what a process has not renewed for some seconds."""
     node = ray.nodes()[0]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        return answer.read().decode()
+    lines: set[str] = set()
+    ended = threading.Event()
 
+    def scrape() -> None:
+        while not ended.wait(1):
+            with suppress(OSError), urllib.request.urlopen(address, timeout=10) as answer:
+                lines.update(line for line in answer.read().decode().splitlines() if "raydelta" in line)
 
-def wait_for(*patterns: str) -> str:
-    """The metrics, when every pattern is in them. Ray passes them on every few seconds."""
-    deadline = time.monotonic() + 60
-    while True:
-        text = scrape()
-        missing = [pattern for pattern in patterns if not re.search(pattern, text)]
-        if not missing:
-            return text
-        ours = [line for line in text.splitlines() if "raydelta" in line]
-        assert time.monotonic() < deadline, (missing, ours)
-        time.sleep(1)
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.timeout(400)
@@ -46,16 +51,21 @@ def test_a_sweep_shows_in_the_metrics_and_the_dashboard_asks_for_them(ray_sessio
         scheduler="none",
         table={"methods": ["guided"]},
     )
-    outcome = run_tune(str(space), TINY_ARGUMENTS, runs=tmp_path / "runs")
-    expert = next((tmp_path / "runs").glob("expert-*")).name
-    translator = next((tmp_path / "runs").glob("translator-*")).name
-    sweep = f"{outcome.directory.name}/sweep"
-    text = wait_for(
-        rf'ray_raydelta_step{{[^}}]*kind="expert"[^}}]*run="{expert}"[^}}]*}} 6\.0',
-        rf'ray_raydelta_validation_miou_percent{{[^}}]*run="{translator}"',
-        rf'ray_raydelta_trials{{[^}}]*state="TERMINATED"[^}}]*sweep="{sweep}"[^}}]*}} 1\.0',
-        rf'ray_raydelta_trials{{[^}}]*state="RUNNING"[^}}]*sweep="{sweep}"[^}}]*}} 0\.0',
-    )
+    with scraping() as lines:
+        outcome = run_tune(str(space), TINY_ARGUMENTS, runs=tmp_path / "runs")
+        sweep = f"{outcome.directory.name}/sweep"
+        expert = next((tmp_path / "runs").glob("expert-*")).name
+        translator = next((tmp_path / "runs").glob("translator-*")).name
+        wanted = [
+            rf'ray_raydelta_step{{.*kind="expert".*run="{expert}".*}} 6\.0',
+            rf'ray_raydelta_validation_miou_percent{{.*run="{translator}"',
+            rf'ray_raydelta_trials{{.*state="TERMINATED".*sweep="{sweep}".*}} 1\.0',
+        ]
+        deadline = time.monotonic() + 60  # Ray passes them on every few seconds
+        while missing := [pattern for pattern in wanted if not any(re.match(pattern, line) for line in set(lines))]:
+            assert time.monotonic() < deadline, (missing, lines)
+            time.sleep(1)
+    text = "\n".join(lines)
     for name, _ in metrics.TRAINING.values():
         assert f"ray_{name}{{" in text
     asked = set(re.findall(r"ray_raydelta_\w+", DASHBOARD.read_text()))

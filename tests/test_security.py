@@ -138,6 +138,14 @@ def test_a_secret_on_the_command_line_is_not_printed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("address", ["s3://AKIA:hunter2@bucket/set", "memory://AKIA:hunter2@set"])
+def test_a_secret_in_another_address_is_not_printed_either(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(UserError) as caught:
+        shards.read_manifest(address)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     mask = os.umask(0)
