@@ -9,6 +9,7 @@ run directory or secret leaves this machine with it. Not here: what a job does (
 import contextlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -38,6 +40,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 TIMEOUT = 10.0  # seconds for an answer from the head
 TUNNEL_TIMEOUT = 25.0  # seconds until the tunnel is open
+RETRY = 5.0  # seconds between two attempts to connect again
 PATIENCE = 600.0  # seconds without a connection before a client stops following; the job does not notice
 START_UP = 60.0  # seconds from the head's first answer until it takes jobs
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -218,7 +221,7 @@ def _submit(address: str, arguments: Sequence[str], space: str, config: Path | N
         if config is not None:
             command += ["--config", _take_along(str(config), tree / "config")]
         files = {str(file.relative_to(tree)): file.read_text() for file in tree.rglob("*") if file.is_file()}
-        stem = f"tune-{Path(space).stem}-{fingerprint([command, files])}"
+        stem = f"tune-{re.sub(r'[^A-Za-z0-9_-]', '-', Path(space).stem)}-{fingerprint([command, files])}"
         attempts = [job for job in list_jobs(address) if job["submission_id"].rpartition(".")[0] == stem]
         for job in attempts:
             if job["status"] not in ENDED:
@@ -267,17 +270,17 @@ def follow(name: str, cluster_file: Path | None, address: str | None) -> int:
     A lost connection (a closed lid) is opened again. Ctrl-C leaves the job running and returns 0.
 
     Raises:
-        UserError: there is no such job, or the head has been away for ten minutes.
+        UserError: there is no such job, no way to the cluster, or none any more for ten minutes.
     """
-    seen, lost = 0, None
+    seen, last = 0, None  # characters printed, and when there was an answer
     try:
         while True:
             try:
                 with reach(cluster_file, address) as where:
                     while True:
-                        job = _get(where, f"/api/jobs/{name}")
-                        text = _get(where, f"/api/jobs/{name}/logs").get("logs") or ""
-                        lost = None
+                        job = _get(where, _path(name))
+                        text = _get(where, f"{_path(name)}/logs").get("logs") or ""
+                        last = time.monotonic()
                         sys.stdout.write(text[seen:])
                         sys.stdout.flush()
                         seen = max(seen, len(text))
@@ -285,11 +288,10 @@ def follow(name: str, cluster_file: Path | None, address: str | None) -> int:
                             return _ended(name, job)
                         time.sleep(1 + len(text) / 200_000)  # every answer holds the whole of it
             except Unreachable as error:
-                lost = lost or time.monotonic()
-                if time.monotonic() - lost > PATIENCE:
+                if last is None or time.monotonic() - last > PATIENCE:
                     raise
                 sys.stderr.write(f"\nconnection lost, the job does not need it; trying again ({error})\n")
-                time.sleep(5)
+                time.sleep(RETRY)
     except KeyboardInterrupt:
         place = f" --cluster {cluster_file}" if cluster_file else f" --address {address}" if address else ""
         again = f"raydelta runs {name}{place}"
@@ -321,7 +323,11 @@ def stop(address: str, name: str) -> None:
     Raises:
         UserError: there is no such job.
     """
-    _request("POST", address, f"/api/jobs/{name}/stop")
+    _request("POST", address, f"{_path(name)}/stop")
+
+
+def _path(name: str) -> str:
+    return f"/api/jobs/{quote(name, safe='')}"
 
 
 def format_jobs(jobs: Sequence[dict[str, Any]], now: datetime | None = None) -> str:

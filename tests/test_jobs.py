@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from raydelta import jobs
@@ -105,11 +106,12 @@ def head(addresses: tuple[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def serving(status: int, content: bytes) -> Iterator[str]:
-    """A server that answers everything with the same."""
+def serving(answer: Callable[[str], tuple[int, bytes]], port: int = 0) -> Iterator[str]:
+    """A server that answers what a function of the path says."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            status, content = answer(self.path)
             self.send_response(status)
             self.end_headers()
             self.wfile.write(content)
@@ -117,7 +119,7 @@ def serving(status: int, content: bytes) -> Iterator[str]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -181,7 +183,7 @@ def test_a_cluster_that_is_not_up_is_named(tmp_path: Path) -> None:
 
 def test_a_head_that_is_down_is_named(home: Path) -> None:
     port = free_port()
-    for command in (["tune", "--runs", "/shared/runs"], ["runs"]):
+    for command in (["tune", "--runs", "/shared/runs"], ["runs"], ["runs", "job.1"]):
         errors = refused(*command, "--address", f"http://127.0.0.1:{port}", HOME=str(home))
         assert f"http://127.0.0.1:{port}: nothing answers there" in errors
 
@@ -208,12 +210,15 @@ def test_a_server_that_is_no_ray_is_named(
 ) -> None:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with serving(status, content) as address, pytest.raises(UserError, match="no answer of a Ray dashboard"):
+    with (
+        serving(lambda path: (status, content)) as address,
+        pytest.raises(UserError, match="no answer of a Ray dashboard"),
+    ):
         jobs.check(address)
 
 
 def test_another_ray_is_named(home: Path) -> None:
-    with serving(200, json.dumps({"ray_version": "2.9.3"}).encode()) as address:
+    with serving(lambda path: (200, b'{"ray_version": "2.9.3"}')) as address:
         errors = refused("tune", "--address", address, "--runs", "/shared/runs", HOME=str(home))
     assert "runs Ray 2.9.3, and here is 2." in errors
     assert "ray[default]==2.9.3" in errors
@@ -340,6 +345,43 @@ def test_a_job_is_followed_left_found_again_and_stopped(head: str, home: Path, t
     for file in (tmp_path / "runs").rglob("*"):
         assert not file.is_file() or token.encode() not in file.read_bytes()
     assert token not in first + second + ended.stdout
+
+
+def test_a_lost_connection_is_opened_again_and_nothing_is_printed_twice(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(jobs, "RETRY", 0.1)
+    job = {"status": "RUNNING"}
+    logs = {"logs": "one\n"}
+    printed = {"out": "", "err": ""}
+
+    def answer(path: str) -> tuple[int, bytes]:
+        tree = {"/api/version": {"ray_version": ray.__version__}, "/api/jobs/a.1": job, "/api/jobs/a.1/logs": logs}
+        return 200, json.dumps(tree[path]).encode()
+
+    def wait_for(stream: str, text: str) -> None:
+        deadline = time.monotonic() + 30
+        while text not in printed[stream]:
+            assert time.monotonic() < deadline, printed
+            time.sleep(0.1)
+            new = capsys.readouterr()
+            printed["out"] += new.out
+            printed["err"] += new.err
+
+    codes: list[int] = []
+    with serving(answer) as address:
+        client = threading.Thread(target=lambda: codes.append(jobs.follow("a.1", None, address)))
+        client.start()
+        wait_for("out", "one")
+    wait_for("err", "connection lost, the job does not need it")
+    job["status"], logs["logs"] = "SUCCEEDED", "one\ntwo\n"
+    with serving(answer, int(address.rpartition(":")[2])):
+        wait_for("out", "two")
+        client.join(timeout=30)
+    assert codes == [0]
+    assert printed["out"] == "one\ntwo\n"
 
 
 def test_the_list_shows_state_age_and_command() -> None:
