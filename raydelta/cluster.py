@@ -84,7 +84,7 @@ def token_header() -> dict[str, str]:
     try:
         token = os.environ.get("RAY_AUTH_TOKEN") or path.expanduser().read_text().strip()
     except OSError as error:
-        raise UserError(f"{path}: the cluster's token cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: the cluster's token cannot be read: {error.strerror}; put it there") from error
     return {"Authorization": f"Bearer {token}"}
 
 

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from raydelta.cluster import SETTINGS
+from raydelta.cluster import SETTINGS, make_token
 
+# Ray takes the mode at its import, which some test modules do at theirs.
+make_token()
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     S3_PORT = probe.getsockname()[1]

@@ -241,12 +241,14 @@ def test_what_the_cluster_could_not_do_is_said_before_it_is_asked(arguments: lis
 
 def test_a_wrong_token_and_none_are_named(head: str, tmp_path: Path) -> None:
     wrong = write_home(tmp_path / "wrong", "1" * 64)
-    (tmp_path / "none").mkdir()
     for command in (["tune", "--runs", "/shared/runs"], ["runs"]):
         errors = refused(*command, "--address", head, HOME=str(wrong))
         assert f"{head} refuses the token: put the cluster's into ~/.ray/auth_token" in errors
         assert "1" * 64 not in errors
-    assert f"{head} asks for a token" in refused("runs", "--address", head, HOME=str(tmp_path / "none"))
+    assert f"{head} asks for a token" in refused("runs", "--address", head, RAY_AUTH_MODE="disabled")
+    (tmp_path / "none").mkdir()
+    errors = refused("runs", "--address", head, HOME=str(tmp_path / "none"))
+    assert "~/.ray/auth_token: the cluster's token cannot be read" in errors
 
 
 def test_joining_with_a_wrong_token_or_another_python_is_named(
