@@ -42,6 +42,8 @@ def test_a_cluster_file_is_valid_and_closed(file: Path) -> None:
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     environment = next(line for line in config["setup_commands"] if line.endswith("> ~/ray-environment"))
     assert "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0" in environment
+    # Without ray on the PATH of a login shell, ray down says nothing and stops nothing.
+    assert any(line.endswith("echo '. ~/ray-environment' >> ~/.bashrc") for line in config["setup_commands"])
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         *_, stop, start = commands
         assert stop == ". ~/ray-environment; ray stop"
