@@ -324,7 +324,7 @@ def test_a_job_is_followed_left_found_again_and_stopped(head: str, home: Path, t
         assert client.wait(timeout=30) == 0, log.read_text()
         return log.read_text()
 
-    first = follow_until("validation mIoU")
+    first = follow_until("preset laptop")
     submitted = re.search(r"submitted (\S+)", first)
     assert submitted, first
     job = submitted.group(1)
@@ -335,7 +335,7 @@ def test_a_job_is_followed_left_found_again_and_stopped(head: str, home: Path, t
     assert re.search(rf"{job} +running +\d+:\d\d", listed), listed
     assert "raydelta tune space/space.yaml" in listed
 
-    second = follow_until("validation mIoU")
+    second = follow_until("preset laptop")
     assert f"runs already: {job}" in second
 
     assert f"stopped {job}" in run("runs", job, "--stop", "--address", head, HOME=str(home)).stdout
