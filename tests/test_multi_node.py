@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     home = write_home(tmp_path_factory.mktemp("home"), "0" * 64)
     settings = {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     settings["RAY_raylet_start_wait_time_s"] = "180"  # on a machine with busy cores
+    session = Path(tempfile.mkdtemp(prefix="ray"))  # not where other commands of this machine look for a running Ray
+    settings["RAY_TMPDIR"] = str(session)
     log = tmp_path_factory.mktemp("log") / "cluster.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -53,6 +57,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     finally:
         process.stdin.close()
         process.wait(timeout=100)
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def run(environment: dict[str, str], *arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:

@@ -264,7 +264,7 @@ def up(laptop: Laptop) -> Iterator[Laptop]:
 
 
 def test_the_cluster_is_closed(up: Laptop) -> None:
-    """What docs/security.md promises: no dashboard from outside, none without the token, a token for its owner alone."""
+    """What docs/security.md promises: no dashboard from outside, none without the token."""
     up.run("curl", "-s", f"http://{IPS[0]}:8265/api/version", expect=7)  # no connection
     assert up.ssh(IPS[0], "curl -s -o /dev/null -w %{http_code} http://127.0.0.1:8265/api/jobs/") == "401"
     for ip in IPS:
