@@ -30,6 +30,8 @@ Synthetic = Annotated[
 ]
 Real = Annotated[str | None, typer.Option(help="Photographs: folder, data set, address or the stand-in 'street'.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Config fields as section.field=value.")]
+ClusterFile = Annotated[Path | None, typer.Option("--cluster", help="A cluster that ray up has made from this file.")]
+Address = Annotated[str | None, typer.Option(help="The dashboard of a cluster: http://127.0.0.1:8265.")]
 
 
 @app.command()
@@ -42,19 +44,32 @@ def tune(
     real: Real = None,
     preset: Preset = None,
     config: ConfigFile = None,
-    runs: Runs = Path("runs"),
+    runs: Annotated[
+        Path | None, typer.Option(help="Where everything that is made lies; runs, or what the cluster file says.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped sweep, unfinished trials too.")] = False,
+    cluster: ClusterFile = None,
+    address: Address = None,
 ) -> None:
-    """The main job: data, expert, sweep of the guided translator, table of methods, pictures."""
-    from raydelta.tuning import run_tune
+    """The main job: data, expert, sweep of the guided translator, table of methods, pictures.
 
+    With --cluster or --address it becomes a job there, and this follows it; the same command again follows it again.
+    """
     spaces = [argument for argument in arguments or [] if "=" not in argument]
-    overrides = [argument for argument in arguments or [] if "=" in argument]
+    overrides = [*_data_overrides(synthetic, real), *(argument for argument in arguments or [] if "=" in argument)]
     if len(spaces) > 1:
         raise UserError(f"one search space at a time, not {' and '.join(spaces)}")
+    space = spaces[0] if spaces else "laptop"
+    if cluster or address:
+        from raydelta.jobs import tune_on_cluster
+
+        raise typer.Exit(tune_on_cluster(space, overrides, preset, config, runs, resume, cluster, address))
+    from raydelta.tuning import run_tune
+
+    runs = runs or Path("runs")
     outcome = run_tune(
-        spaces[0] if spaces else "laptop",
-        [*_data_overrides(synthetic, real), *overrides],
+        space,
+        overrides,
         preset=preset,
         config_file=config,
         runs=runs,
@@ -72,6 +87,40 @@ def tune(
     print(f"table        {outcome.directory / 'table.json'}")
     if outcome.pictures:
         print(f"pictures     {outcome.pictures}")
+
+
+@app.command("runs")
+def list_runs(
+    job: Annotated[str | None, typer.Argument(help="Follow this one.")] = None,
+    cluster: ClusterFile = None,
+    address: Address = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End it instead; finished stages stay.")] = False,
+) -> None:
+    """List the jobs of a cluster with state, age and command, or follow or stop one of them."""
+    from raydelta import jobs
+
+    if stop and job is None:
+        raise UserError("--stop: name the job; raydelta runs lists them")
+    if job and not stop:
+        raise typer.Exit(jobs.follow(job, cluster, address))
+    with jobs.reach(cluster, address) as where:
+        if job:
+            jobs.stop(where, job)
+            print(f"stopped {job}")
+        else:
+            print(jobs.format_jobs(jobs.list_jobs(where)))
+
+
+@app.command()
+def dashboard(
+    cluster: Annotated[Path, typer.Argument(help="The file that ray up has made the cluster from.")] = Path(
+        "cluster.yaml"
+    ),
+) -> None:
+    """Open a tunnel to the dashboard of a cluster, until Ctrl-C."""
+    from raydelta.jobs import hold_tunnel
+
+    hold_tunnel(cluster)
 
 
 @data_app.command("simulate")
@@ -163,7 +212,7 @@ def data_import(
         print(format_skipped(manifest.skipped))
     for name, part in manifest.splits.items():
         print(f"{name}: {part.rows} images, {part.labelled} labelled")
-    print(target)
+    print(without_secrets(target))
 
 
 @data_app.command("check")
@@ -295,13 +344,13 @@ def _shares(splits: list[str]) -> dict[str, float] | None:
 
 
 def _prepare(overrides: list[str], preset: str | None, file: Path | None, runs: Path) -> Any:
-    from raydelta.cluster import ensure_ray, warm_up
+    from raydelta.cluster import choose_preset, ensure_ray, warm_up
     from raydelta.config import load_config
     from raydelta.data.prepare import prepare_data
 
     load_config(preset or "laptop", file, overrides)  # complain before Ray starts
     cluster = ensure_ray()
-    preset = preset or ("gpu" if cluster.gpus else "laptop")
+    preset = choose_preset(preset, cluster)
     _announce(cluster, preset)
     warm_up()
     return prepare_data(load_config(preset, file, overrides), runs.resolve())

@@ -1,11 +1,15 @@
 """The Ray cluster that a command runs on: the running one if there is one, else a private one on this machine."""
 
+import contextlib
 import importlib
 import logging
 import os
+import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from raydelta.errors import UserError
 
@@ -29,13 +33,59 @@ TOKEN = Path("~/.ray/auth_token")
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on."""
+    """What there is to run on, with what its autoscaler may add."""
 
-    cpus: int
-    gpus: int
-    nodes: int
+    nodes: int  # that run now
+    resources: tuple[dict[str, float], ...]  # of each node, those included that the autoscaler may start
     dashboard: str | None
     logs: Path
+
+    @property
+    def cpus(self) -> int:
+        return int(sum(node.get("CPU", 0) for node in self.resources))
+
+    @property
+    def gpus(self) -> int:
+        return int(sum(node.get("GPU", 0) for node in self.resources))
+
+
+def set_defaults() -> None:
+    """Ray's settings, for whatever the user has not set; before Ray is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if TOKEN.expanduser().exists():  # Ray reads the mode when it is imported; a cluster that was started here has it on
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def make_token() -> None:
+    """The token of this machine's clusters, for its owner alone: Ray itself would write it readable for all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = TOKEN.expanduser()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(descriptor, secrets.token_hex(32).encode())
+            os.close(descriptor)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise UserError(f"{TOKEN}: cannot be written for its owner alone: {error.strerror}") from error
+
+
+def token_header() -> dict[str, str]:
+    """What a request to a cluster's dashboard carries; nothing where authentication is off."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return {}
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
+    try:
+        token = os.environ.get("RAY_AUTH_TOKEN") or path.expanduser().read_text().strip()
+    except OSError as error:
+        raise UserError(f"{path}: the cluster's token cannot be read: {error.strerror}; put it there") from error
+    return {"Authorization": f"Bearer {token}"}
 
 
 def ensure_ray() -> Cluster:
@@ -44,10 +94,7 @@ def ensure_ray() -> Cluster:
     Raises:
         UserError: ``RAY_ADDRESS`` is set but nothing answers there.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if TOKEN.expanduser().exists():  # Ray reads the mode when it is imported; a cluster that was started here has it on
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    set_defaults()
     import ray
 
     if not ray.is_initialized():
@@ -63,21 +110,54 @@ def ensure_ray() -> Cluster:
             if address:
                 context = ray.init(address, **quiet)
             else:
+                make_token()
                 context = ray.init("local", include_dashboard=True, **quiet)
-                if TOKEN.expanduser().exists():
-                    TOKEN.expanduser().chmod(0o600)  # Ray writes it readable for all
         except (ConnectionError, ValueError, RuntimeError) as error:
-            where = f"the Ray cluster at {address}" if address else "a private Ray on this machine"
-            raise UserError(f"cannot use {where}: {error}") from error
+            reason = " ".join(str(error).split())
+            if not address:
+                raise UserError(f"cannot use a private Ray on this machine: {reason}") from error
+            # Ray does not say that it is about the token, and it is if something listens there.
+            hint = f"; is {TOKEN} the cluster's token, on every node?" if isinstance(error, ConnectionError) else ""
+            raise UserError(f"cannot use the Ray cluster at {address}: {reason}{hint}") from error
         _dashboard[0] = getattr(context, "dashboard_url", None)
-    resources = ray.cluster_resources()
     return Cluster(
-        cpus=int(resources.get("CPU", 0)),
-        gpus=int(resources.get("GPU", 0)),
         nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        resources=tuple(capacity()),
         dashboard=f"http://{_dashboard[0]}" if _dashboard[0] else None,
         logs=Path(ray._private.worker._global_node.get_logs_dir_path()),
     )
+
+
+def capacity() -> list[dict[str, float]]:
+    """The resources of every node: of those that run, or of all that the autoscaler may start beside the head."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    file = Path("~/ray_bootstrap_config.yaml").expanduser()  # where ray up puts it on the head, for the autoscaler
+    if not file.exists():
+        return nodes
+    config = yaml.safe_load(file.read_text())
+    added = [
+        kind["resources"]
+        for name, kind in config["available_node_types"].items()
+        for _ in range(kind.get("max_workers", 0))
+        if name != config["head_node_type"] and kind["resources"]
+    ]
+    added.sort(key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), reverse=True)
+    heads = [node for node in nodes if "node:__internal_head__" in node]
+    possible = heads + added[: config["max_workers"]]
+    return possible if len(possible) > len(nodes) else nodes
+
+
+def choose_preset(preset: str | None, cluster: Cluster) -> str:
+    """The preset that was asked for; else ``gpu`` where the cluster has one.
+
+    Raises:
+        UserError: ``gpu`` was asked for, and there is none.
+    """
+    if preset == "gpu" and not cluster.gpus:
+        raise UserError("--preset gpu, but the cluster has no GPU and cannot start one; --preset laptop runs on CPUs")
+    return preset or ("gpu" if cluster.gpus else "laptop")
 
 
 def warm_up() -> None:

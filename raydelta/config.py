@@ -6,6 +6,7 @@ Every knob of every stage is a field here and nowhere else. The resolved tree is
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +28,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+SECRET = ("key", "secret", "token", "password", "signature", "credential")
+"""What the options of an address are called that nobody else should read."""
+
+
 class DataConfig(Section):
     """Which images. ``simulated`` and ``street`` are built in and made on first use; anything else is a data set."""
 
@@ -38,6 +43,19 @@ class DataConfig(Section):
     real_images: Positive = 400
     test_images: Positive = 100
     cache_gib: Weight = 4.0  # a split whose decoded pixels fit is held in memory, a larger one streams
+
+    @model_validator(mode="after")
+    def _without_secrets(self) -> Self:
+        """The config is written into every run directory."""
+        for name, address in (("synthetic", self.synthetic), ("real", self.real)):
+            parts = urlsplit(address) if "://" in address else urlsplit("")
+            options = {key.lower() for key, _ in parse_qsl(parts.query)}
+            if parts.password or any(word in key for key in options for word in SECRET):
+                raise ValueError(
+                    f"data.{name}: the address on {parts.hostname} holds a password or key, which would be written "
+                    "into every run directory; set your storage's variables (AWS_SECRET_ACCESS_KEY, …) instead"
+                )
+        return self
 
 
 class LabelConfig(Section):

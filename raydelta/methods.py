@@ -18,7 +18,7 @@ from raydelta import checkpoint
 from raydelta.appearance import build_randomise, swap_amplitude
 from raydelta.config import Config, override
 from raydelta.data.augment import Batch, build_augment, build_colour
-from raydelta.data.shards import data_fingerprint, list_ids, read_manifest
+from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_images
 from raydelta.errors import UserError
 from raydelta.evaluation import class_ious, confusion_matrix, mean_iou
@@ -342,6 +342,9 @@ def read_job(directory: Path) -> Job:
     if stage is None or "kind" not in stage:
         raise UserError(f"{directory}: not a finished training of raydelta (no stage.json that says so)")
     beside: dict[str, Path] = {}
+    named = [stage.get(kind) for kind in ("expert", "translator", "student")] + list(stage.get("members") or ())
+    if not all(name is None or (isinstance(name, str) and is_plain(name) and "/" not in name) for name in named):
+        raise UserError(f"{directory}: its stage.json names what does not lie beside it; not read")
     for kind in ("expert", "translator", "student"):
         if stage.get(kind):
             beside[kind] = directory.parent / stage[kind]

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydelta.cluster import Cluster, ensure_ray, warm_up
+from raydelta.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, load_config, override, parse_override, save_config
 from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, write_table
+from raydelta.metrics import record_trials
 from raydelta.progress import Progress
 from raydelta.spaces import Space, load_space
 from raydelta.stages import fingerprint, read_stage, write_atomically
@@ -71,7 +72,7 @@ def run_tune(
     for key in set(given) & set(space.search):
         raise UserError(f"{key} is searched by the space {space_name!r}; remove the override or the dimension")
     cluster = ensure_ray()
-    preset = preset or ("gpu" if cluster.gpus else "laptop")
+    preset = choose_preset(preset, cluster)
     announce(cluster, preset)
     warm_up()
     trial_resources(space, cluster)
@@ -146,8 +147,13 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
     if gpus * wanted.workers > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
         raise UserError(
             f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
-            f"but the cluster has {cluster.cpus} CPUs and {cluster.gpus} GPUs; "
+            f"but the cluster can give {cluster.cpus} CPUs and {cluster.gpus} GPUs at most; "
             "lower resources.* in the space, or start more nodes"
+        )
+    if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= gpus for node in cluster.resources):
+        raise UserError(
+            f"resources: a worker needs {wanted.cpus} CPUs and {gpus:g} GPUs on one node, and no node has that many; "
+            "lower resources.cpus or resources.gpus in the space, and raise resources.workers"
         )
     fits = cluster.cpus // (wanted.workers * wanted.cpus)
     if gpus:
@@ -350,7 +356,10 @@ class _Trainer:
             run_config = tune.RunConfig(
                 name=directory.name,
                 storage_path=str(directory.parent),
-                callbacks=[_show_progress(progress, trials, steps), JsonLoggerCallback()],
+                callbacks=[
+                    _show_progress(progress, trials, steps, str(directory.relative_to(self.runs))),
+                    JsonLoggerCallback(),
+                ],
                 failure_config=tune.FailureConfig(max_failures=1),
                 verbose=0,
             )
@@ -383,7 +392,7 @@ def _trial(
     tune_trial(job, {name: large[name] for name in job.large_sets}, resources)
 
 
-def _show_progress(progress: Progress, trials: int, steps: int) -> Any:
+def _show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> Any:
     from ray import tune
 
     class ShowProgress(tune.Callback):
@@ -404,6 +413,12 @@ def _show_progress(progress: Progress, trials: int, steps: int) -> Any:
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.on_trial_complete(iteration, trials, trial)
+
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            record_trials(sweep, [trial.status for trial in trials])
+
+        def on_experiment_end(self, trials: Any, **info: Any) -> None:
+            record_trials(sweep, [trial.status for trial in trials])
 
         def _show(self) -> None:
             ended = sum(done >= steps for done in self.steps.values())

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raydelta.cluster import capacity
 from raydelta.config import Config
 from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.importers import STAND_IN
@@ -27,6 +28,7 @@ from raydelta.data.streams import is_streamed, load_images, share_cpus, stream_r
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou, subset_means
 from raydelta.methods import Job, assemble, label_ids, load_model
+from raydelta.metrics import record_training
 from raydelta.pictures import colourise, strip
 from raydelta.place import Place, choose_dtype
 from raydelta.progress import Progress
@@ -124,6 +126,7 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], 
     torch.set_num_threads(1)
 
     def on_report(metrics: dict[str, Any]) -> None:
+        record_training(job.kind, job.directory.name, metrics)
         with progress.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
@@ -180,6 +183,7 @@ def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         publish_if_last(job, metrics, checkpoint)
+        record_training(job.kind, job.directory.name, metrics)
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(checkpoint) if checkpoint else None)
 
     if job.done:
@@ -245,10 +249,7 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     Raises:
         UserError: the cluster will never have as many as are asked for, or they do not divide the batch.
     """
-    import ray
-
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in capacity())) for kind in ("GPU", "CPU"))
     asked = job.config.compute.workers
     if asked is None:
         return max(
@@ -259,7 +260,7 @@ def choose_workers(job: Job) -> tuple[int, bool]:
         raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
     limit, kind = (gpus, "GPUs") if gpus else (cpus, "CPUs")
     if asked > limit:
-        raise UserError(f"compute.workers = {asked}, but the cluster has {limit} {kind}; ask for fewer")
+        raise UserError(f"compute.workers = {asked}, but the cluster can give {limit} {kind} at most; ask for fewer")
     return asked, gpus > 0
 
 
@@ -280,6 +281,7 @@ def _train_worker(settings: dict[str, Any]) -> None:
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if place.rank == 0:
             publish_if_last(job, metrics, checkpoint)
+            record_training(job.kind, job.directory.name, metrics)
         ray.train.report(
             metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
         )

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from raydelta.cluster import SETTINGS
+from raydelta.cluster import SETTINGS, make_token
 
+# Ray takes the mode at its import, which some test modules do at theirs.
+make_token()
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     S3_PORT = probe.getsockname()[1]
@@ -58,3 +61,10 @@ def ray_session() -> Iterator[None]:
     ray.init("local", num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A test of the whole that did not run must not go by as one more skipped test."""
+    for report in terminalreporter.stats.get("skipped", []):
+        if "test_ray_up" in report.nodeid:
+            terminalreporter.write_line(f"WARNING {report.nodeid}: {report.longrepr[2]}", yellow=True, bold=True)

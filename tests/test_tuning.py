@@ -18,15 +18,24 @@ from tests.tiny import TINY, TINY_ARGUMENTS
 
 
 def test_resources_say_what_is_missing() -> None:
-    cpus = Cluster(cpus=4, gpus=0, nodes=1, dashboard=None, logs=Path())
-    gpus = Cluster(cpus=16, gpus=2, nodes=1, dashboard=None, logs=Path())
+    cpus = Cluster(nodes=1, resources=({"CPU": 4},), dashboard=None, logs=Path())
+    gpus = Cluster(nodes=1, resources=({"CPU": 16, "GPU": 2},), dashboard=None, logs=Path())
     space = Space(search={}, resources={"cpus": 2})  # type: ignore[arg-type]
     assert trial_resources(space, cpus) == ({"CPU": 2, "GPU": 0.0}, 2)
     assert trial_resources(space, gpus) == ({"CPU": 2, "GPU": 1.0}, 2)
     packed = Space(search={}, resources={"gpus": 0.25})  # type: ignore[arg-type]
     assert trial_resources(packed, gpus) == ({"CPU": 1, "GPU": 0.25}, 8)
-    with pytest.raises(UserError, match=r"0\.25 GPUs, but the cluster has 4 CPUs and 0 GPUs"):
+    with pytest.raises(UserError, match=r"0\.25 GPUs, but the cluster can give 4 CPUs and 0 GPUs at most"):
         trial_resources(packed, cpus)
+
+
+def test_a_worker_that_fits_no_node_is_refused() -> None:
+    """Ray would wait for such a node for ever."""
+    cluster = Cluster(nodes=1, resources=({"CPU": 8}, *[{"CPU": 4, "GPU": 1}] * 4), dashboard=None, logs=Path())
+    assert trial_resources(Space(resources={"workers": 4}), cluster) == ({"CPU": 1, "GPU": 1.0}, 1)  # type: ignore[arg-type]
+    for resources in ({"gpus": 2}, {"cpus": 8}, {"cpus": 9, "gpus": 0}):
+        with pytest.raises(UserError, match=r"on one node, and no node has that many"):
+            trial_resources(Space(resources=resources), cluster)  # type: ignore[arg-type]
 
 
 def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(config: Config, tmp_path:
 
 
 def test_more_workers_than_the_cluster_has(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"compute\.workers = 4, but the cluster has 2 CPUs; ask for fewer"):
+    with pytest.raises(
+        UserError, match=r"compute\.workers = 4, but the cluster can give 2 CPUs at most; ask for fewer"
+    ):
         train_on_ray(expert(config, tmp_path, **{"compute.workers": 4}))
 
 

@@ -175,16 +175,17 @@ def read_manifest(uri: str | Path) -> Manifest:
         partial_write = files.get_file_info(f"{base}.partial").type == pyarrow.fs.FileType.Directory
         partial_write |= any(info.extension == "parquet" for info in begun)
         hint = "its import was interrupted: run the same command again" if partial_write else f"it has no {MANIFEST}"
-        raise UserError(f"{uri}: not a data set: {hint}") from error
+        raise UserError(f"{without_secrets(uri)}: not a data set: {hint}") from error
     except OSError as error:
-        raise UserError(f"{uri}: {MANIFEST} cannot be read: {error}") from error
+        raise UserError(f"{without_secrets(uri)}: {MANIFEST} cannot be read: {error}") from error
     try:
         tree = json.loads(text)
         if isinstance(tree, dict) and isinstance(tree.get("format"), int) and tree["format"] > FORMAT:
-            raise UserError(f"{uri}: format {tree['format']} is newer than this raydelta reads ({FORMAT}): update it")
+            newer = f"format {tree['format']} is newer than this raydelta reads ({FORMAT}): update it"
+            raise UserError(f"{without_secrets(uri)}: {newer}")
         return Manifest.model_validate(tree)
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{uri}: {MANIFEST} is damaged: {error}") from error
+        raise UserError(f"{without_secrets(uri)}: {MANIFEST} is damaged: {error}") from error
 
 
 def data_fingerprint(uri: str | Path) -> str:
@@ -242,9 +243,8 @@ def read_rows(
     table = pa.concat_tables(threaded(read, _split(uri, split).shards))
     if ids is not None and table.num_rows != len(set(ids)):
         unknown = sorted(set(ids) - {sample.id for sample in list_ids(uri, split)})
-        raise UserError(
-            f"{uri}: split {split!r} has no id {', '.join(unknown[:5])} ({len(unknown)} of {len(ids)} unknown)"
-        )
+        these = f"{', '.join(unknown[:5])} ({len(unknown)} of {len(ids)} unknown)"
+        raise UserError(f"{without_secrets(uri)}: split {split!r} has no id {these}")
     return table
 
 
@@ -329,7 +329,7 @@ def _column(rows: pa.Table | Mapping[str, Iterable[Any]], name: str) -> list[Any
 def _split(uri: str | Path, split: str) -> Split:
     splits = read_manifest(uri).splits
     if split not in splits:
-        raise UserError(f"{uri}: there is no split {split!r}; there are: {', '.join(splits)}")
+        raise UserError(f"{without_secrets(uri)}: there is no split {split!r}; there are: {', '.join(splits)}")
     return splits[split]
 
 
@@ -342,6 +342,9 @@ def _opened(address: str) -> Iterator[pq.ParquetFile]:
     files, path = open_file_address(address)
     try:
         with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
+            # Ray registers a column type whose values are pickles: reading a stranger's would run his code.
+            if not file.schema_arrow.equals(SCHEMA):
+                raise UserError(f"{without_secrets(address)}: its columns are not those of a shard; not read")
             yield file
     except (OSError, pa.ArrowException, KeyError, ValidationError) as error:
         raise UserError(
