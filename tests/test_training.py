@@ -122,6 +122,7 @@ def contents(path: Path, networks: list[str]) -> dict[str, Any]:
     weights = {name: checkpoint.read_weights(path, name) for name in networks}
     meta = checkpoint.read_meta(path)
     assert meta.pop("device_seconds") > 0  # the clock is no part of what is learnt
+    del meta["sha256"]["config.yaml"]  # nor is how often it reports
     return {"weights": weights, "state": state, "rank": rank_state, "meta": meta}
 
 
@@ -168,15 +169,15 @@ def test_a_damaged_checkpoint_stops_the_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "stream", "term"), [("expert", "synthetic", "cross_entropy"), ("translator", "labelled", "guidance")]
 )
-def test_a_loss_that_is_not_finite_stops_with_its_name_and_rank_and_saves_nothing(
+def test_a_loss_that_is_not_finite_stops_with_its_name_and_saves_nothing(
     tmp_path: Path, kind: str, stream: str, term: str
 ) -> None:
     def damage(name: str, images: Tensor, drawn: int) -> Tensor:
         return images * float("nan") if drawn == 3 and name == stream else images
 
     overrides = ("compute.report_every=2", "compute.checkpoint_every=1")
-    run = Run(tmp_path, kind, overrides, place=Place(torch.device("cpu"), rank=1), damage=damage)
-    with pytest.raises(TrainingError, match=f"{term} .*rank 1 between steps 2 and 3"):
+    run = Run(tmp_path, kind, overrides, damage=damage)
+    with pytest.raises(TrainingError, match=f"{term} .*rank 0 from step 3 on"):
         run.train(6)
     assert [report["step"] for report in run.reports] == [1, 2]
     assert list(run.checkpoints) == [1, 2]
@@ -189,7 +190,7 @@ def test_a_loss_that_is_not_finite_between_two_reports_is_found_at_the_next(tmp_
 
     overrides = ("compute.report_every=2", "compute.checkpoint_every=100")
     run = Run(tmp_path, overrides=overrides, damage=damage)
-    with pytest.raises(TrainingError, match=r"cross_entropy .*rank 0 between steps 2 and 4"):
+    with pytest.raises(TrainingError, match=f"cross_entropy .*rank 0 from step {when} on"):
         run.train(4)
     assert [report["step"] for report in run.reports] == [2]
     assert run.checkpoints == {}
@@ -264,10 +265,20 @@ def test_how_often_is_reported_does_not_change_what_is_learnt(tmp_path: Path, ki
         assert same(second[part], value), part
 
 
+class Lonely(Place):
+    """A rank whose peers say nothing."""
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        return network
+
+    def total(self, value: Tensor) -> Tensor:
+        return value
+
+
 def test_ranks_augment_differently(tmp_path: Path) -> None:
     seen: list[Tensor] = []
     for rank in (0, 1):
-        place = Place(torch.device("cpu"), rank=rank)
+        place = Lonely(torch.device("cpu"), rank, world=2)
         run = Run(tmp_path / str(rank), place=place, damage=lambda name, images, drawn: seen.append(images) or images)
         run.streams = {"synthetic": MemoryStream(images_of(2, 0), 2, (0,), HERE)}
         run.train(1)
