@@ -213,18 +213,20 @@ class _Losses:
     def take(self, step: int) -> dict[str, float]:
         """The mean of each term since the last call. A sum is finite only if every term of it was. Collective.
 
-        What is not finite on one rank is so on all a step later, through the gradients: the earliest is named.
+        What is not finite on one rank is so on all a step later, through the gradients, or in the same step where they
+        share a batch norm: named is where it was first.
         """
         if not self._sums:
             return {}
         sums = torch.stack(list(self._sums.values()))
-        broken = sums.new_zeros(self.place.world, len(sums))
-        broken[self.place.rank] = torch.stack(list(self._broken.values()))
-        broken = self.place.total(broken)
-        if since := int(broken.max()):
-            rank, term = divmod(int(broken.argmax()), len(sums))
-            name = list(self._sums)[term]
-            raise TrainingError(f"loss {name} is not finite on rank {rank} from step {step - since + 1} on; {REMEDY}")
+        table = sums.new_zeros(self.place.world, len(sums))
+        table[self.place.rank] = torch.stack(list(self._broken.values()))
+        broken = self.place.total(table).long().tolist()
+        if since := max(map(max, broken)):
+            ranks = [rank for rank, steps in enumerate(broken) if since in steps]
+            name = list(self._sums)[broken[ranks[0]].index(since)]
+            where = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+            raise TrainingError(f"loss {name} is not finite on {where} from step {step - since + 1} on; {REMEDY}")
         means = {name: value / self._counts[name] for name, value in zip(self._sums, sums.tolist(), strict=True)}
         self._sums, self._counts, self._broken = {}, {}, {}
         return means

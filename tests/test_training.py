@@ -183,6 +183,37 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_saves_nothing(
     assert list(run.checkpoints) == [1, 2]
 
 
+def train_a_rank(rank: int, folder: Path, norm: bool) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+
+    def damage(name: str, images: Tensor, drawn: int) -> Tensor:
+        return images * float("nan") if (rank, drawn) == (1, 5) else images
+
+    overrides = ("compute.report_every=4", "compute.checkpoint_every=4")
+    place = Place(torch.device("cpu"), rank, 2)
+    run = Run(folder / str(rank), overrides=overrides, place=place, damage=damage)
+    if not norm:
+        run.training = SegmenterTraining(nn.Conv2d(3, CLASSES, 3, padding=1), 0.01, place)
+    try:
+        run.train(12)
+    except TrainingError as error:
+        (folder / f"{rank}.txt").write_text(f"{list(run.checkpoints)} {error}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("norm", "where"), [(False, "rank 1"), (True, "ranks 0, 1")])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_of_them_and_names_that_rank(
+    tmp_path: Path, norm: bool, where: str
+) -> None:
+    """From the next step on it is not finite on the other rank either, through the gradients; with a norm at once."""
+    torch.multiprocessing.start_processes(train_a_rank, (tmp_path, norm), nprocs=2, start_method="forkserver")
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert first.startswith(f"[4] loss cross_entropy is not finite on {where} from step 5 on")
+
+
 @pytest.mark.parametrize("when", [3, 4])
 def test_a_loss_that_is_not_finite_between_two_reports_is_found_at_the_next(tmp_path: Path, when: int) -> None:
     def damage(name: str, images: Tensor, drawn: int) -> Tensor:
