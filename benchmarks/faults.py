@@ -7,6 +7,7 @@ the smallest data and networks. Lost are the steps that were trained before the 
 """
 
 import argparse
+import importlib
 import itertools
 import json
 import mmap
@@ -128,6 +129,7 @@ def kills(folder: Path, count: int = 200) -> Result:
     steps, interval = 12, 3
     job, counter = expert(folder, steps, interval), Counter(steps)
     torch.set_num_threads(1)
+    importlib.import_module("segmentation_models_pytorch")  # once, not in every child
     start = time.monotonic()
     assert wait(forked(lambda: train_here(job))) == 0
     took = time.monotonic() - start
