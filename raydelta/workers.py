@@ -148,12 +148,12 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], 
 
 
 def _train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[str, Any]], None]) -> None:
-    working = working_directory(job)
-    working.mkdir(parents=True, exist_ok=True)
+    working, runs = working_directory(job), job.directory.parent
+    runs.mkdir(parents=True, exist_ok=True)
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if checkpoint is not None:
-            patiently(working, partial(keep_checkpoint, checkpoint, working))
+            patiently(runs, partial(keep_checkpoint, checkpoint, working))
         publish_if_last(job, metrics, checkpoint)
         on_report(metrics)
 
@@ -298,7 +298,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if place.rank == 0:
             publish_if_last(job, metrics, checkpoint)
-        patiently(working_directory(job))
+        patiently(job.directory.parent)
         ray.train.report(
             metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
         )

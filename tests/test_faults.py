@@ -14,6 +14,7 @@ from raydelta.config import load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.methods import make_job
 from raydelta.tuning import run_tune
+from raydelta.workers import train_here, working_directory
 from tests.test_spaces import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
@@ -42,6 +43,23 @@ def test_a_full_disk_costs_at_most_one_interval(measured: dict[str, Any]) -> Non
 def test_a_damaged_checkpoint_costs_one_interval_more(measured: dict[str, Any]) -> None:
     damaged = measured["damaged-checkpoint"]
     assert damaged["interval"] < damaged["lost"] <= 2 * damaged["interval"]
+
+
+def test_the_same_training_twice_at_once(ray_session: None, tmp_path: Path) -> None:
+    """As two trials of a sweep with the same settings: the one that ends first removes what both kept."""
+    config = prepare_data(load_config(overrides=TINY), tmp_path)
+    job = make_job("expert", override(config, {"compute.report_every": 1}), tmp_path)
+    steps: list[int] = []
+
+    def twin(metrics: dict[str, Any]) -> None:
+        steps.append(metrics["step"])
+        if metrics["step"] == 3:
+            train_here(job)
+
+    train_here(job, twin)
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert job.done
+    assert not working_directory(job).exists()
 
 
 def test_a_dead_controller_is_replaced(ray_session: None, tmp_path: Path) -> None:
