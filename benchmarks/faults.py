@@ -275,14 +275,6 @@ def worker_of_two(folder: Path) -> Result:
     return {"fault": "kill -9 of one worker of two", "lost": lost, "interval": 20, "note": "goes on by itself"}
 
 
-def controller(folder: Path) -> Result:
-    """SIGKILL for Ray Train's controller."""
-    job = expert(folder, 80, 20, **{"compute.workers": 2})
-    start_ray()
-    lost, _ = on_ray(job, 30, kill_one("TrainController"))
-    return {"fault": "kill -9 of the trainer's controller", "lost": lost, "interval": 20, "note": "goes on by itself"}
-
-
 def storage_away(folder: Path, seconds: float = 60) -> Result:
     """The directory of all runs is gone for a minute."""
     runs, gone = folder / "runs", folder / "away"
@@ -442,7 +434,6 @@ def sweep(folder: Path) -> Result:
 FAULTS: dict[str, Callable[..., Result]] = {
     "worker": worker,
     "worker-of-two": worker_of_two,
-    "controller": controller,
     "driver": driver,
     "node": node,
     "head": head,

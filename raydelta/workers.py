@@ -105,24 +105,15 @@ def train_on_ray(
         task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
         work = partial(_get, task.remote(job, references, streamed, progress))
     else:
-        work = partial(_fit, partial(_trainer, job, references, streamed, workers, gpu, resources, progress))
+        work = partial(_fit, _trainer(job, references, streamed, workers, gpu, resources, progress))
     _run_beside(work, _follow(progress, on_report))
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
     shutil.rmtree(working, ignore_errors=True)
 
 
-def _fit(build: Callable[[], Any]) -> None:
-    """A run of Ray Train; should its controller die, another one goes on from the last checkpoint."""
-    import ray
-
-    for left in reversed(range(MAX_FAILURES + 1)):
-        try:
-            failure = build().fit().return_value
-            break
-        except ray.exceptions.RayActorError:
-            if not left:
-                raise
+def _fit(trainer: Any) -> None:
+    failure = trainer.fit().return_value
     if failure is not None:
         raise failure
 

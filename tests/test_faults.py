@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import format_markdown, kill_one, on_ray
+from benchmarks.faults import format_markdown
 from raydelta.config import load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.methods import make_job
@@ -60,15 +60,6 @@ def test_the_same_training_twice_at_once(ray_session: None, tmp_path: Path) -> N
     assert steps == [1, 2, 3, 4, 5, 6]
     assert job.done
     assert not working_directory(job).exists()
-
-
-def test_a_dead_controller_is_replaced(ray_session: None, tmp_path: Path) -> None:
-    config = prepare_data(load_config(overrides=TINY), tmp_path)
-    job = make_job("expert", override(config, {"compute.workers": 2, "expert.steps": 60}), tmp_path)
-    lost, steps = on_ray(job, 6, kill_one("TrainController"))
-    assert lost <= job.config.compute.checkpoint_every
-    assert steps.count(2) == 1, "it must not start from the beginning"
-    assert job.done
 
 
 def test_a_trial_that_runs_out_of_memory_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
