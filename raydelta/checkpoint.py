@@ -1,7 +1,7 @@
 """Checkpoints: all state of a training ↔ one directory, whole or absent. Reading one never runs code from it.
 
     checkpoint/
-      meta.json               kind of training, step, device seconds so far, format and library versions
+      meta.json               kind of training, step, device seconds so far, format and versions, digests of the files
       config.yaml             the resolved config
       networks.safetensors    all weights, as NAME.PARAMETER
       state.pt                optimisers and stream positions, the same on every rank
@@ -10,8 +10,12 @@
 Rank 0 writes all but the other ranks' ``rank-R.pt``; Ray Train gathers them, and registers only what every rank sent.
 """
 
+import hashlib
+import io
 import json
 import shutil
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,11 @@ from torch import nn
 import raydelta
 from raydelta.config import Config, load_config, save_config
 from raydelta.errors import UserError
+from raydelta.stages import replace_directory
 
 FORMAT = 2
+KEPT = 2
+"""Checkpoints of one training that are kept: the last, and the one before it, should the last be damaged."""
 
 
 def write_checkpoint(
@@ -60,6 +67,7 @@ def write_checkpoint(
                 "step": step,
                 "device_seconds": device_seconds,
                 "versions": versions,
+                "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(beside.iterdir())},
             }
             (beside / "meta.json").write_text(json.dumps(meta, indent=1))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each library has its own for a full disk
@@ -94,15 +102,57 @@ def read_config(path: Path) -> Config:
     return load_config(file=path / "config.yaml")
 
 
+def keep_checkpoint(source: Path, folder: Path) -> None:
+    """Copy a checkpoint into a folder, where the last ``KEPT`` stay, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; what was there stays.
+    """
+    replace_directory(source, folder / f"checkpoint-{read_meta(source)['step']}")
+    for old in list_checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints kept in a folder, the last one first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def find_whole(checkpoints: Iterable[Path]) -> Path | None:
+    """The first checkpoint of which every file can be read, or None; a warning names what is damaged in those before.
+
+    Raises:
+        UserError: there are some, and none is whole.
+    """
+    damage: list[str] = []
+    for path in checkpoints:
+        try:
+            for file in read_meta(path).get("sha256", {}):
+                _read(path, file)
+            for own in path.glob("rank-*.pt"):  # of other ranks too, so that all choose the same
+                _load(path, own.name)
+            read_config(path)
+        except UserError as error:
+            damage.append(str(error))
+            continue
+        for line in damage:
+            warnings.warn(f"{line}; going on from {path.name}", stacklevel=2)
+        return path
+    if damage:
+        raise UserError(f"no checkpoint is whole, remove {path.parent} to train anew: {'; '.join(damage)}")
+    return None
+
+
 def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
     """The weights of one network of a checkpoint, on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, or holds no such network.
+        UserError: the file is missing, damaged, or holds no such network.
     """
+    content = _read(path, "networks.safetensors")
     try:
-        weights = safetensors.torch.load_file(path / "networks.safetensors")
-    except (OSError, safetensors.SafetensorError) as error:
+        weights = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
         raise UserError(f"{path / 'networks.safetensors'}: cannot be read: {error}") from error
     prefix = name + "."
     found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -113,12 +163,29 @@ def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
 
 def read_state(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The shared state and this rank's own; the latter is None if that run had fewer ranks."""
-    own = path / f"rank-{rank}.pt"
-    return _load(path / "state.pt"), _load(own) if own.exists() else None
+    own = f"rank-{rank}.pt"
+    return _load(path, "state.pt"), _load(path, own) if (path / own).exists() else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, file: str) -> dict[str, Any]:
+    content = _read(path, file)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the user
-        raise UserError(f"{path}: cannot be read, use another checkpoint: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path / file}: no file of a checkpoint ({type(error).__name__})") from error
+
+
+def _read(path: Path, file: str) -> bytes:
+    """A file of a checkpoint, if it is what was written: torch and safetensors take a flipped bit for a weight."""
+    try:
+        content = (path / file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path / file}: cannot be read: {error}") from error
+    digest = read_meta(path).get("sha256", {}).get(file)  # other ranks' files have none, older checkpoints neither
+    if digest not in (None, _digest(content)):
+        raise UserError(f"{path / file}: damaged, it is not what was written")
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -19,9 +20,15 @@ class Place:
     dtype: torch.dtype = torch.float32  # of convolutions; losses and weights stay fp32
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network as its training forward must call it: in a DDP wrapper of its own if there are several ranks."""
+        """The network as its training forward must call it: in a DDP wrapper of its own if there are several ranks.
+
+        Its batch norms then see the batch of all ranks: what is learnt does not depend on how many there are.
+        """
         if self.world == 1:
             return network
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # only its forward changes, weights and names stay
+                module.__class__ = type("SharedBatchNorm", (_SharedBatchNorm, type(module)), {})
         return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def total(self, value: Tensor) -> Tensor:
@@ -37,6 +44,32 @@ class Place:
         The gradient is that of this rank's part times the world, as DDP averages gradients over the ranks.
         """
         return self.total(value.detach()) + self.world * (value - value.detach())
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """Makes a batch norm see the batches of all ranks, which are of one size.
+
+    ``nn.SyncBatchNorm`` knows no CPU, and drops the activation that is part of timm's norms.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        x, dimensions, world = images.float(), (0, 2, 3), torch.distributed.get_world_size()
+        mean = all_reduce(x.mean(dimensions)) / world
+        variance = all_reduce((x - mean[:, None, None]).square().mean(dimensions)) / world
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            count = world * images.numel() / len(mean)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        x = (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(images.dtype)
+        for name in ("drop", "act"):  # of timm's norms
+            x = self._modules[name](x) if name in self._modules else x  # type: ignore[misc]
+        return x
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Stages: directories that are built once for the same inputs, and count only when their manifest is written.
 
-What is built, and how, lives with each stage; here is only when one is complete and how it becomes so.
+What is built, and how, lives with each stage; here is only when one is complete and how it becomes so, whatever dies
+meanwhile and even if the storage is away for a moment.
 """
 
 import contextlib
@@ -8,12 +9,17 @@ import hashlib
 import json
 import os
 import shutil
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raydelta.errors import UserError
 
 MANIFEST = "stage.json"
+PATIENCE = 180.0
+"""Seconds that storage may be away before a training gives up."""
 
 
 def fingerprint(inputs: Any) -> str:
@@ -72,3 +78,29 @@ def replace_directory(source: Path, target: Path) -> None:
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{target}: cannot be written: {error}") from error
+
+
+def patiently(folder: Path, write: Callable[[], None] = lambda: None) -> None:
+    """Write something below a folder; while that folder is away (a mount, a server), wait for it and write again.
+
+    Raises:
+        UserError: it was away for longer than ``PATIENCE``.
+    """
+    deadline = time.monotonic() + PATIENCE
+    failed = warned = False
+    while True:
+        if folder.is_dir() and os.access(folder, os.W_OK):  # else it would be made anew where a mount was
+            try:
+                return write()
+            except (OSError, UserError):
+                if failed:  # twice, and the folder is there: the fault is another
+                    raise
+                failed = True
+        else:
+            failed = False
+            if time.monotonic() > deadline:
+                raise UserError(f"{folder}: away for {PATIENCE:g} s; run the same command again when it is back")
+            if not warned:
+                warnings.warn(f"{folder}: away; waiting for it", stacklevel=2)
+                warned = True
+        time.sleep(1)

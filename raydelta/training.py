@@ -5,7 +5,6 @@ and a ``report`` function by one of the adapters in workers.py. A resumed run eq
 a CPU with one worker and streams in memory.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -90,7 +89,7 @@ def train(
             ``compute.checkpoint_every`` steps and after the last.
 
     Raises:
-        TrainingError: a loss is not finite; the message names the term, the rank and the steps.
+        TrainingError: a loss is not finite on some rank; every rank raises it, and it names term, rank and step.
     """
     torch.manual_seed(hash_seed(config.seed, place.rank))
     first, spent = _restore(resume, training, streams, place) if resume is not None else (0, 0.0)
@@ -99,7 +98,7 @@ def train(
     flops = _Flops()
     if compute.compile:
         training.compile()
-    timers, losses = Timers(), _Losses(place.rank, first)
+    timers, losses = Timers(), _Losses(place, first)
 
     for step in range(first, steps):
         with timers.phase("data"):
@@ -199,26 +198,37 @@ def _restore(path: Path, training: Training, streams: Mapping[str, Stream], plac
 class _Losses:
     """Sums of the loss terms on the device; they come to the host only when taken, and are checked then."""
 
-    def __init__(self, rank: int, first: int) -> None:
-        self.rank, self.first = rank, first
+    def __init__(self, place: Place, first: int) -> None:
+        self.place, self.first = place, first
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._broken: dict[str, Tensor] = {}  # steps for which the sum has not been finite
 
     def add(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._sums[name] = self._sums.get(name, 0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
+            self._broken[name] = self._broken.get(name, 0) + ~torch.isfinite(self._sums[name])
 
     def take(self, step: int) -> dict[str, float]:
-        """The mean of each term since the last call. A sum is finite only if every term of it was."""
-        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []
-        for name, value in zip(self._sums, sums, strict=True):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"loss {name} is not finite on rank {self.rank} between steps {self.first} and {step}; {REMEDY}"
-                )
-        means = {name: value / self._counts[name] for name, value in zip(self._sums, sums, strict=True)}
-        self._sums, self._counts = {}, {}
+        """The mean of each term since the last call. A sum is finite only if every term of it was. Collective.
+
+        What is not finite on one rank is so on all a step later, through the gradients, or in the same step where they
+        share a batch norm: named is where it was first.
+        """
+        if not self._sums:
+            return {}
+        sums = torch.stack(list(self._sums.values()))
+        table = sums.new_zeros(self.place.world, len(sums))
+        table[self.place.rank] = torch.stack(list(self._broken.values()))
+        broken = self.place.total(table).long().tolist()
+        if since := max(map(max, broken)):
+            ranks = [rank for rank, steps in enumerate(broken) if since in steps]
+            name = list(self._sums)[broken[ranks[0]].index(since)]
+            where = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+            raise TrainingError(f"loss {name} is not finite on {where} from step {step - since + 1} on; {REMEDY}")
+        means = {name: value / self._counts[name] for name, value in zip(self._sums, sums.tolist(), strict=True)}
+        self._sums, self._counts, self._broken = {}, {}, {}
         return means
 
     def take_first(self, step: int) -> int:

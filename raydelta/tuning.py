@@ -60,7 +60,8 @@ def run_tune(
 
     Args:
         preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
-        resume: continue a sweep that was stopped, unfinished trials too; else only finished trainings are kept.
+        resume: continue a sweep that was stopped, with what its scheduler and search know; else it is begun anew, but
+            no training is: finished ones stay, unfinished ones go on from their last checkpoint.
         announce: called with the cluster and the preset before the work starts.
 
     Raises:
@@ -430,6 +431,11 @@ def _show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> A
 
 
 def _last_line(error: BaseException) -> str:
+    from ray.exceptions import OutOfMemoryError
+
     from raydelta.workers import cause_of
 
-    return str(cause_of(error)).strip().splitlines()[-1]
+    cause = cause_of(error)
+    if isinstance(cause, OutOfMemoryError):  # its last lines are about Ray's settings
+        return "out of memory: its node had none left; run fewer trials at once (`concurrent`), or a smaller batch"
+    return str(cause).strip().splitlines()[-1]

@@ -5,10 +5,10 @@ finishes the last step publishes the checkpoint as the job's stage. Ray Train is
 seconds to start, where a task or a plain Tune function takes 2, so a training on one device takes that way.
 """
 
+import contextlib
 import json
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raydelta.checkpoint import KEPT, find_whole, keep_checkpoint, list_checkpoints
 from raydelta.cluster import capacity
 from raydelta.config import Config
 from raydelta.data.augment import to_float, to_uint8
@@ -32,7 +33,7 @@ from raydelta.metrics import record_training
 from raydelta.pictures import colourise, strip
 from raydelta.place import Place, choose_dtype
 from raydelta.progress import Progress
-from raydelta.stages import complete_stage, read_stage, replace_directory
+from raydelta.stages import complete_stage, patiently, read_stage, replace_directory
 from raydelta.training import TrainingError, train
 
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
@@ -106,11 +107,17 @@ def train_on_ray(
         task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
         work = partial(_get, task.remote(job, references, streamed, progress))
     else:
-        work = _trainer(job, references, streamed, workers, gpu, resources, progress).fit
+        work = partial(_fit, _trainer(job, references, streamed, workers, gpu, resources, progress))
     _run_beside(work, _follow(progress, on_report))
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
     shutil.rmtree(working, ignore_errors=True)
+
+
+def _fit(trainer: Any) -> None:
+    failure = trainer.fit().return_value
+    if failure is not None:
+        raise failure
 
 
 def _get(reference: Any) -> Any:
@@ -127,7 +134,7 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], 
 
     def on_report(metrics: dict[str, Any]) -> None:
         record_training(job.kind, job.directory.name, metrics)
-        with progress.open("a") as file:
+        with contextlib.suppress(OSError), progress.open("a") as file:  # a line of progress is not worth a run
             file.write(json.dumps(metrics) + "\n")
 
     large = {name: ray.get(reference) for name, reference in references.items()}
@@ -135,15 +142,16 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], 
 
 
 def _train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[str, Any]], None]) -> None:
-    last = working_directory(job) / "checkpoint"
+    working, runs = working_directory(job), job.directory.parent
+    runs.mkdir(parents=True, exist_ok=True)
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if checkpoint is not None:
-            replace_directory(checkpoint, last)
+            patiently(runs, partial(keep_checkpoint, checkpoint, working))
         publish_if_last(job, metrics, checkpoint)
         on_report(metrics)
 
-    run_loop(job, large, find_place(job.config), report, last if last.exists() else None)
+    run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
 
 
 def _trainer(
@@ -156,7 +164,7 @@ def _trainer(
     progress: Path,
 ) -> Any:
     """The Ray Train run of a job. It resumes from what a killed one has left under the same path and name."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(
@@ -167,6 +175,7 @@ def _trainer(
         run_config=RunConfig(
             name="train",
             storage_path=str(progress.parent.resolve()),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[_progress_callback(progress)],
         ),
@@ -181,10 +190,9 @@ def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float
     """
     from ray import tune
 
-    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        publish_if_last(job, metrics, checkpoint)
+    def on_report(metrics: dict[str, Any]) -> None:
         record_training(job.kind, job.directory.name, metrics)
-        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(checkpoint) if checkpoint else None)
+        tune.report(metrics)
 
     if job.done:
         tune.report(json.loads((job.directory / "stage.json").read_text())["metrics"])
@@ -194,10 +202,9 @@ def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     streams = {name: value.iterator() if is_streamed(value) else value for name, value in large.items()}
-    last = tune.get_checkpoint()
-    with tempfile.TemporaryDirectory() as folder:
-        resume = Path(last.to_directory(folder)) if last else None
-        run_loop(job, streams, find_place(job.config), report, resume)
+    # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
+    _train_alone(job, streams, on_report)
+    shutil.rmtree(working_directory(job), ignore_errors=True)
 
 
 def run_loop(job: Job, large: Mapping[str, Any], place: Place, report: Any, resume: Path | None) -> None:
@@ -219,10 +226,9 @@ def run_loop(job: Job, large: Mapping[str, Any], place: Place, report: Any, resu
 
 def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) -> None:
     """After the last step: the checkpoint becomes the job's stage, for everything that asks for the same job."""
-    if checkpoint is None or metrics["step"] < metrics["steps"]:
+    if checkpoint is None or metrics["step"] < metrics["steps"] or job.done:
         return
     train_ids, validation_ids = label_ids(job)
-    replace_directory(checkpoint, job.directory / "checkpoint")
     manifest = {
         "kind": job.kind,
         "metrics": metrics,
@@ -233,7 +239,12 @@ def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) 
         "student": job.student.directory.name if job.student else None,
         "members": [member.directory.name for member in job.members],
     }
-    complete_stage(job.directory, manifest)
+
+    def publish() -> None:
+        replace_directory(checkpoint, job.directory / "checkpoint")
+        complete_stage(job.directory, manifest)
+
+    patiently(job.directory.parent, publish)
 
 
 def working_directory(job: Job) -> Path:
@@ -264,7 +275,8 @@ def choose_workers(job: Job) -> tuple[int, bool]:
     return asked, gpus > 0
 
 
-def _train_worker(settings: dict[str, Any]) -> None:
+def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
+    """A rank's part of a run of Ray Train. What every rank raises is returned instead: raised, it would be retried."""
     import ray
     import ray.train
     import ray.train.torch
@@ -282,13 +294,29 @@ def _train_worker(settings: dict[str, Any]) -> None:
         if place.rank == 0:
             publish_if_last(job, metrics, checkpoint)
             record_training(job.kind, job.directory.name, metrics)
+        patiently(job.directory.parent)
         ray.train.report(
             metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
         )
 
+    try:
+        run_loop(job, large, place, report, _last_of_run(place.rank))
+    except TrainingError as error:
+        return error
+    return None
+
+
+def _last_of_run(rank: int) -> Path | None:
+    """The last whole checkpoint of this run of Ray Train, the same on every rank. Collective."""
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
     last = ray.train.get_checkpoint()
-    with tempfile.TemporaryDirectory() as folder:
-        run_loop(job, large, place, report, Path(last.to_directory(folder)) if last else None)
+    if last is None:
+        return None
+    path = Path(last.path)
+    earlier = (other for other in path.parent.glob("checkpoint_*") if other.name <= path.name)  # named by their time
+    return broadcast_from_rank_zero(find_whole(sorted(earlier, reverse=True)) if rank == 0 else None)
 
 
 def _split_sets(large: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -302,7 +330,7 @@ def _progress_callback(path: Path) -> Any:
 
     class WriteProgress(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            with path.open("a") as file:
+            with contextlib.suppress(OSError), path.open("a") as file:  # a line of progress is not worth a run
                 file.write(json.dumps(metrics[0]) + "\n")
 
     return WriteProgress()
@@ -314,9 +342,10 @@ def _follow(path: Path, on_report: Callable[[dict[str, Any]], None]) -> Callable
 
     def poll() -> None:
         nonlocal seen
-        if not path.exists():
+        try:
+            lines = path.read_text().split("\n")[:-1]
+        except OSError:  # not there yet, or the storage is away
             return
-        lines = path.read_text().split("\n")[:-1]
         for line in lines[seen:]:
             on_report(json.loads(line))
         seen = len(lines)

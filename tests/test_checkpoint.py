@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 import raydelta
-from raydelta.checkpoint import read_config, read_meta, read_state, read_weights, write_checkpoint
+from raydelta.checkpoint import (
+    find_whole,
+    keep_checkpoint,
+    list_checkpoints,
+    read_config,
+    read_meta,
+    read_state,
+    read_weights,
+    write_checkpoint,
+)
 from raydelta.config import Config, load_config
 from raydelta.errors import UserError
 
@@ -149,10 +158,13 @@ def read(path: Path) -> None:
     read_state(path, 0)
 
 
+@pytest.mark.parametrize("digests", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("file", ["networks.safetensors", "state.pt", "rank-0.pt", "meta.json"])
-def test_a_truncated_file_is_named(tmp_path: Path, file: str, share: float) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, file: str, share: float, digests: bool) -> None:
     write(tmp_path)
+    if not digests:
+        forget_digests(tmp_path)
     damaged = tmp_path / file
     damaged.write_bytes(damaged.read_bytes()[: int(share * damaged.stat().st_size)])
     with pytest.raises(UserError) as caught:
@@ -169,6 +181,13 @@ def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
     assert file in str(caught.value)
 
 
+def forget_digests(path: Path) -> None:
+    """As a stranger would who forges a checkpoint, or as an older version wrote it."""
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["sha256"]
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
 class Bomb:
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -181,6 +200,7 @@ class Bomb:
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_reading_runs_no_code(tmp_path: Path, file: str, how: str) -> None:
     write(tmp_path / "checkpoint")
+    forget_digests(tmp_path / "checkpoint")
     trace = tmp_path / "exploded"
     bomb = {"training": Bomb(trace)}
     if how == "torch":
@@ -197,6 +217,7 @@ def test_reading_runs_no_code(tmp_path: Path, file: str, how: str) -> None:
 
 def test_weights_that_are_a_pickle_run_no_code(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint")
+    forget_digests(tmp_path / "checkpoint")
     torch.save(Bomb(tmp_path / "exploded"), tmp_path / "checkpoint" / "networks.safetensors")
     with pytest.raises(UserError, match=r"networks\.safetensors"):
         read(tmp_path / "checkpoint")
@@ -227,3 +248,55 @@ def test_a_network_that_the_checkpoint_does_not_hold_is_named(tmp_path: Path) ->
 def test_meta_is_readable_for_others(tmp_path: Path) -> None:
     write(tmp_path)
     assert json.loads((tmp_path / "meta.json").read_text())["format"] == 2
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["networks.safetensors", "state.pt", "rank-0.pt"])
+def test_a_flipped_bit_is_found(tmp_path: Path, file: str) -> None:
+    write(tmp_path)
+    flip_a_bit(tmp_path / file)
+    with pytest.raises(UserError, match=f"{file}: damaged"):
+        read(tmp_path)
+
+
+def kept(folder: Path, steps: range) -> Path:
+    (folder / "kept").mkdir()
+    for step in steps:
+        write(folder / "new", step=step)
+        keep_checkpoint(folder / "new", folder / "kept")
+    return folder / "kept"
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    folder = kept(tmp_path, range(8, 12))
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-11", "checkpoint-10"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert [read_meta(path)["step"] for path in list_checkpoints(folder)] == [11, 10]
+
+
+@pytest.mark.parametrize(
+    "file", ["networks.safetensors", "state.pt", "rank-0.pt", "rank-1.pt", "meta.json", "config.yaml"]
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, file: str) -> None:
+    folder = kept(tmp_path, range(1, 3))
+    assert find_whole(list_checkpoints(folder)) == folder / "checkpoint-2"
+    (folder / "checkpoint-2" / file).write_bytes(b"{")
+    with pytest.warns(UserWarning, match=r"checkpoint-2.*going on from checkpoint-1"):
+        assert find_whole(list_checkpoints(folder)) == folder / "checkpoint-1"
+
+
+def test_without_any_whole_checkpoint_nothing_starts_anew_unasked(tmp_path: Path) -> None:
+    folder = kept(tmp_path, range(1, 3))
+    for path in list_checkpoints(folder):
+        flip_a_bit(path / "state.pt")
+    with pytest.raises(UserError, match=r"remove .*kept .*checkpoint-2/state\.pt.*checkpoint-1/state\.pt"):
+        find_whole(list_checkpoints(folder))
+
+
+def test_no_checkpoint_is_no_damage(tmp_path: Path) -> None:
+    assert find_whole(list_checkpoints(tmp_path)) is None

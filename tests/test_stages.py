@@ -1,10 +1,12 @@
 import resource
+import threading
 from pathlib import Path
 
 import pytest
 
+from raydelta import stages
 from raydelta.errors import UserError
-from raydelta.stages import complete_stage, fingerprint, read_stage, replace_directory, write_atomically
+from raydelta.stages import complete_stage, fingerprint, patiently, read_stage, replace_directory, write_atomically
 
 
 def listing(folder: Path) -> list[str]:
@@ -99,6 +101,36 @@ def test_a_directory_that_cannot_be_copied_leaves_the_target_as_it_was(tmp_path:
         replace_directory(source, target)
     assert (target / "a").read_text() == "old"
     assert listing(tmp_path / "runs") == ["target", "target/a"]
+
+
+def test_storage_that_is_away_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "mount").mkdir()
+    away = (tmp_path / "mount").rename(tmp_path / "away")
+    threading.Timer(1.5, lambda: away.rename(tmp_path / "mount")).start()
+    with pytest.warns(UserWarning, match="mount: away; waiting"):
+        patiently(tmp_path / "mount", lambda: write_atomically(tmp_path / "mount" / "new" / "table.json", "text"))
+    assert listing(tmp_path) == ["mount", "mount/new", "mount/new/table.json"]
+
+
+def test_storage_that_stays_away_is_named_and_nothing_is_written_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "PATIENCE", 0.5)
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"mount: away for 0\.5 s"):
+        patiently(tmp_path / "mount", lambda: write_atomically(tmp_path / "mount" / "table.json", "text"))
+    assert listing(tmp_path) == []
+
+
+def test_another_fault_than_storage_that_is_away_is_not_waited_for(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    def write() -> None:
+        tries.append(1)
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        patiently(tmp_path, write)
+    assert len(tries) == 2
 
 
 def test_fingerprints_stay_as_they_are() -> None:

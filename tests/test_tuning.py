@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import ray
 
 from raydelta.cluster import Cluster
 from raydelta.config import load_config, override
@@ -12,7 +13,7 @@ from raydelta.errors import UserError
 from raydelta.evaluation import read_table
 from raydelta.methods import METHODS, Kind, make_job
 from raydelta.spaces import Method, Space
-from raydelta.tuning import in_waves, run_tune, trial_resources
+from raydelta.tuning import _last_line, in_waves, run_tune, trial_resources
 from tests.test_spaces import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
@@ -73,6 +74,12 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert again.rows == outcome.rows
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
+
+
+def test_a_trial_that_ray_has_killed_for_its_memory_says_so() -> None:
+    error = ray.exceptions.OutOfMemoryError("Memory on the node was 15 of 16 GB.\nTo disable worker killing, set …")
+    assert _last_line(error).startswith("out of memory: its node had none left; run fewer trials at once")
+    assert _last_line(ValueError("first\nlast")) == "last"
 
 
 def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Faults that a test can afford; benchmarks/faults.py brings about all of them, on a cluster too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.faults import format_markdown
+from raydelta.config import load_config, override
+from raydelta.data.prepare import prepare_data
+from raydelta.methods import make_job
+from raydelta.tuning import run_tune
+from raydelta.workers import train_here, working_directory
+from tests.test_spaces import write_space
+from tests.tiny import TINY, TINY_ARGUMENTS
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("faults") / "faults.json"
+    faults = ["disk-full", "damaged-checkpoint", "kills"]
+    command = [sys.executable, "-m", "benchmarks.faults", "--json", str(path), "--kills", "200", "--only", *faults]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=550)
+    return {row["name"]: row for row in json.loads(path.read_text())["faults"]}
+
+
+def test_two_hundred_kills_at_random_moments_leave_everything_whole(measured: dict[str, Any]) -> None:
+    """That every checkpoint and stage is whole, and the result that of a run without kills, is asserted on the way."""
+    kills = measured["kills"]
+    assert kills["fault"].startswith("200 ×")
+    assert 0 < kills["lost"] <= kills["interval"]
+    assert int(kills["note"].split()[0]) >= 3, "trainings that ended in spite of it"
+
+
+def test_a_full_disk_costs_at_most_one_interval(measured: dict[str, Any]) -> None:
+    assert 0 < measured["disk-full"]["lost"] <= measured["disk-full"]["interval"]
+
+
+def test_a_damaged_checkpoint_costs_one_interval_more(measured: dict[str, Any]) -> None:
+    damaged = measured["damaged-checkpoint"]
+    assert damaged["interval"] < damaged["lost"] <= 2 * damaged["interval"]
+
+
+def test_the_same_training_twice_at_once(ray_session: None, tmp_path: Path) -> None:
+    """As two trials of a sweep with the same settings: the one that ends first removes what both kept."""
+    config = prepare_data(load_config(overrides=TINY), tmp_path)
+    job = make_job("expert", override(config, {"compute.report_every": 1}), tmp_path)
+    steps: list[int] = []
+
+    def twin(metrics: dict[str, Any]) -> None:
+        steps.append(metrics["step"])
+        if metrics["step"] == 3:
+            train_here(job)
+
+    train_here(job, twin)
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert job.done
+    assert not working_directory(job).exists()
+
+
+def test_a_trial_that_runs_out_of_memory_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
+    space = write_space(tmp_path, search={"generator.width": {"grid": [4, 200_000]}}, table={"methods": ["guided"]})
+    arguments = [argument for argument in TINY_ARGUMENTS if "generator.width" not in argument]
+    outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+    assert outcome.best == {"generator.width": 4}
+    (failed,) = outcome.failed
+    assert "200000" in failed
+    assert "memory" in failed
+
+
+def test_the_document_holds_what_was_measured() -> None:
+    document = Path("docs/reliability.md").read_text()
+    name = document.split("<!-- faults: ")[1].split(" -->")[0]
+    assert format_markdown(Path(name)) in document
