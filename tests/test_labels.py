@@ -168,5 +168,5 @@ def test_a_bad_file_of_ids_is_one_message(text: str, message: str, tmp_path: Pat
     (tmp_path / "labels.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(overrides=[f"labels.ids={tmp_path / 'labels.yaml'}"])
-    with pytest.raises(UserError, match="nowhere.*: cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere.*: cannot be read"):
         load_config(overrides=["labels.ids=nowhere.yaml"])
