@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -364,7 +365,7 @@ def write_selection(job: Job, choices: Sequence[Choice], grid: tuple[int, int] |
     write_atomically(directory / "manifest.jsonl", _cvat_manifest([(files[name], rows[name]) for name in ids]))
     tasks = [
         {
-            "data": {"image": f"/data/local-files/?d=images/{files[name]}"},
+            "data": {"image": f"/data/local-files/?d=images/{quote(files[name])}"},
             "meta": {"id": name} | ({"boxes": boxes[name]} if grid else {}),
         }
         for name in ids
