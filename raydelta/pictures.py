@@ -72,11 +72,11 @@ def contact_sheet(
     _save(sheet, path)
 
 
-def heat(image: Pixels, values: NDArray[np.floating], opacity: float = 0.6) -> Pixels:
-    """Values [H, W] in [0, 1] over the image [H, W, 3], from nothing through red to yellow."""
+def heat(image: Pixels, values: NDArray[np.floating]) -> Pixels:
+    """Values [H, W] in [0, 1] over a dim grey copy of the image [H, W, 3], from nothing through red to yellow."""
     colours = np.stack([np.ones_like(values), (2 * values - 1).clip(0, 1), np.zeros_like(values)], axis=-1) * 255
-    share = opacity * (2 * values).clip(0, 1)[..., None]
-    return (image + share * (colours - image)).round().astype(np.uint8)
+    grey = image.mean(-1, keepdims=True) / 2
+    return (grey + (2 * values).clip(0, 1)[..., None] * (colours - grey)).round().astype(np.uint8)
 
 
 def outline(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:

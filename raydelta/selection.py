@@ -200,26 +200,25 @@ def score_pool(
 
     data, total = job.config.data, ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-    rows = scan_rows(data.real, "train", (data.width, data.height))
-    scored = rows.map_batches(
+    split = read_manifest(data.real).splits["train"]
+    scored = scan_rows(data.real, "train", (data.width, data.height)).map_batches(
         Scorer,
         fn_constructor_args=(job, strategy, weights, grid),
         batch_size=BATCH,
-        # A CPU has to stay free for reading, or nothing ever starts.
-        compute=ActorPoolStrategy(size=gpus or max(1, cpus - 1)),
+        compute=ActorPoolStrategy(size=min(gpus or cpus, len(split.shards))),
         num_gpus=1 if gpus else 0,
-        num_cpus=0.5,
+        num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
     )
-    count, progress = read_manifest(data.real).splits["train"].rows, Progress("selection")
+    progress = Progress("selection")
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     try:
         for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
             for name, values in batch.items():
                 parts[name].append(values)
-            progress.update(sum(map(len, parts["id"])), count, "photographs scored")
+            progress.update(sum(map(len, parts["id"])), split.rows, "photographs scored")
     except ray.exceptions.RayError as error:
         raise cause_of(error) from None
-    progress.finish(f"{count} photographs scored with {strategy}")
+    progress.finish(f"{split.rows} photographs scored with {strategy}")
     whole = {name: np.concatenate(values) for name, values in parts.items()}
     order = np.argsort(whole["id"])
     features = whole["features"][order] if "features" in whole else None
@@ -321,10 +320,10 @@ def _draw_here(
                 real = outline(real, cell_box(choice.cell, grid, size))
             rows.append([real, translated, colourise(view.shares[0].argmax(0).byte().cpu().numpy(), taxonomy)])
             heats.append(STRATEGIES[strategy].heat(view)[0].cpu().numpy())
-    hottest = max(float(values.max()) for values in heats) or 1.0
+    hottest = float(np.quantile(heats, 0.99)) or 1.0  # one pixel must not leave all others dark
     for row, values in zip(rows, heats, strict=True):
-        row.append(heat(row[0], values / hottest))
-    captions = [f"{rank}.  {choice.score:.4f}  {choice.id}" for rank, choice in enumerate(choices, 1)]
+        row.append(heat(row[0], (values / hottest).clip(0, 1)))
+    captions = [f"{rank}.  score {choice.score:.4f}  {choice.id}" for rank, choice in enumerate(choices, 1)]
     strip(rows, ["real", "translated", "prediction", strategy], path, captions)
 
 
