@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import describe_machine, print_table, write_json
+from raydelta.advice import advise
 from raydelta.cluster import ensure_ray, warm_up
 from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import evaluation_split, prepare_data
@@ -58,6 +59,10 @@ def main() -> None:
     settings = {key: value for key, value in vars(options).items() if key not in ("runs", "json")}
     write_json(options.json, {"machine": machine, "options": settings | {"overrides": overrides}, "rows": rows})
     print_table(["labels", *options.strategies], tabulate(rows, options.strategies))
+    if options.rounds > 1 and len(options.seeds) > 1:
+        for name in options.strategies:
+            measured = [(row["labels"], row["miou"]) for row in rows if row["strategy"] == name]
+            print(f"{name}: {advise(measured)}")
 
 
 def replay(config: Config, strategy: str, seed: int, options: Any) -> list[Any]:

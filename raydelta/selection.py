@@ -23,6 +23,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from raydelta.cluster import ensure_ray
 from raydelta.config import GuidanceConfig, load_config
 from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.shards import Sample, is_plain, list_ids, read_manifest, read_rows
@@ -93,8 +94,6 @@ def select(
     Raises:
         UserError: no translator, no such strategy, or a pool too small.
     """
-    from raydelta.cluster import ensure_ray
-
     job = find_translator(run)
     find_strategy(strategy)
     check_count(job, count, grid or (1, 1))
@@ -151,8 +150,8 @@ def choose(
     Raises:
         UserError: no such strategy, the windows leave too few, or the strategy cannot tell the cells apart.
     """
-    method, columns_rows = find_strategy(strategy), grid[0] * grid[1]
-    if strategy == "coverage" and columns_rows > 1:
+    method = find_strategy(strategy)
+    if strategy == "coverage" and grid != (1, 1):
         raise UserError("strategy 'coverage' compares whole images: leave --regions out, or take another one")
     pool = {sample.id: sample for sample in list_pool(job)}
     weights = torch.ones(len(read_manifest(job.config.data.synthetic).taxonomy))

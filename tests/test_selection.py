@@ -1,4 +1,5 @@
 import csv
+import inspect
 import json
 import shlex
 from pathlib import Path
@@ -10,15 +11,17 @@ import torch
 import yaml
 from PIL import Image
 
+from raydelta import cli
 from raydelta.config import Config, load_config, override, save_config
 from raydelta.data.augment import to_float
-from raydelta.data.shards import read_rows
+from raydelta.data.shards import Sample, read_rows
 from raydelta.data.streams import load_images
 from raydelta.errors import UserError
 from raydelta.labels import choose_labels
 from raydelta.methods import Job, label_ids, load_model, make_job, read_job
 from raydelta.place import Place
 from raydelta.selection import (
+    WINDOW,
     Scorer,
     cell_box,
     check_count,
@@ -213,6 +216,10 @@ def test_more_than_the_pool_has_is_refused_with_the_numbers(translator: Job, tmp
     assert not any(tmp_path.iterdir())
 
 
+def test_the_command_line_has_the_same_window() -> None:
+    assert inspect.signature(cli.select).parameters["window"].default == WINDOW
+
+
 def test_an_empty_pool_is_named(translator: Job) -> None:
     with pytest.raises(UserError, match="used the label of every photograph"):
         check_count(changed(translator, labels__budget=REAL - 2), 1, (1, 1))
@@ -248,9 +255,7 @@ def test_ids_that_the_set_does_not_know_stop_a_training(translator: Job, tmp_pat
         train_here(job)
 
 
-def test_places_are_those_of_the_sorted_ids_of_each_sequence(translator: Job) -> None:
-    from raydelta.data.shards import Sample
-
+def test_places_are_those_of_the_sorted_ids_of_each_sequence() -> None:
     samples = [Sample("b2", "b", True), Sample("a9", "a", False), Sample("b1", "b", True)]
     assert sequence_places(samples) == {"a9": (0, 0), "b1": (1, 0), "b2": (1, 1)}
 
