@@ -258,7 +258,7 @@ def select(
     print(f"to label     {chosen.directory / 'images'} (images.txt, manifest.jsonl, label-studio.json)")
     free = len({choice.id for choice in chosen.choices if choice.labelled})
     if free:
-        print(f"for nothing  {free} of them have a label in the data set already, which the run has not used")
+        print(f"no cost      {free} of them have a label in the data set already, which the run has not used")
     print(f"then train   {chosen.command}")
 
 

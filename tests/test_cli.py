@@ -170,7 +170,7 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     assert (translator / "table.json").exists()
     printed = run("select", translator, "--count", 3, "--strategy", "random", "--window", 1).stdout
     assert f"chosen       {translator / 'selection-random' / 'selection.csv'}" in printed
-    assert "for nothing  3 of them" in printed
+    assert "no cost      3 of them" in printed
     assert "then train   raydelta train translator --runs" in printed
     assert "labels.budget=7" in printed
 
