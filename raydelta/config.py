@@ -57,7 +57,9 @@ class LabelIds(Section):
 
 def _read_ids(value: Any) -> Any:
     """A file in place of what it holds, so that a config says which labels it means, not where they were written."""
-    return validated(LabelIds, read_yaml(value), where=value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return validated(LabelIds, read_yaml(value), where=value)
+    return validated(LabelIds, dict(value)) if isinstance(value, Mapping) else value
 
 
 class LabelConfig(Section):

@@ -170,3 +170,10 @@ def test_a_bad_file_of_ids_is_one_message(text: str, message: str, tmp_path: Pat
         load_config(overrides=[f"labels.ids={tmp_path / 'labels.yaml'}"])
     with pytest.raises(UserError, match=r"nowhere.*: cannot be read"):
         load_config(overrides=["labels.ids=nowhere.yaml"])
+
+
+def test_bad_ids_in_a_config_are_one_message() -> None:
+    with pytest.raises(UserError, match="unknown field 'trian'; allowed here: train, validation"):
+        load_config(overrides={"labels.ids": {"train": ["a"], "trian": ["a"]}})
+    with pytest.raises(UserError, match=r"labels\.ids = 5"):
+        load_config(overrides=["labels.ids=5"])
