@@ -10,6 +10,7 @@ Not here: the strategies (strategies), and what becomes of the new labels (label
 import csv
 import io
 import json
+import logging
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -208,6 +209,7 @@ def score_pool(
         num_gpus=1 if gpus else 0,
         num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
     )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and warnings of progress bars would hide ours
     progress = Progress("selection")
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
     try:
