@@ -264,7 +264,7 @@ def count_predictions(job: Job, ids: list[str]) -> Tensor:
     with torch.inference_mode():
         for images in _load(job, ids, place).split(BATCH):
             logits = networks.expert(networks.r2s(images))[0]
-            found = torch.bincount(logits.argmax(1).flatten(), minlength=logits.shape[1]).cpu()
+            found = torch.bincount(logits.max(1).indices.flatten(), minlength=logits.shape[1]).cpu()
             counts = found if len(counts) == 0 else counts + found
     return counts
 
@@ -319,7 +319,7 @@ def _draw_here(
             )
             if grid:
                 real = outline(real, cell_box(choice.cell, grid, size))
-            rows.append([real, translated, colourise(view.shares[0].argmax(0).byte().cpu().numpy(), taxonomy)])
+            rows.append([real, translated, colourise(view.classes[0].byte().cpu().numpy(), taxonomy)])
             heats.append(STRATEGIES[strategy].heat(view)[0].cpu().numpy())
     hottest = float(np.quantile(heats, 0.99)) or 1.0  # one pixel must not leave all others dark
     for row, values in zip(rows, heats, strict=True):
