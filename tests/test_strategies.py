@@ -141,6 +141,7 @@ def test_a_batch_holds_one_frame_of_a_window_in_each_sequence() -> None:
     sequences = [0] * 6 + [1] * 2
     assert choose(scores, 3, sequences, window=3) == [0, 6, 3]
     assert choose(scores, 3, [0] * 8, window=1) == [0, 6, 1], "a window of one allows every frame"
+    assert choose([4.0, 3, 2, 1], 2, [0, 1, 0, 1], window=4) == [0, 1], "other sequences are no neighbours"
 
 
 def test_windows_that_leave_too_few_say_so() -> None:
@@ -163,6 +164,8 @@ def test_diversity_goes_far_from_the_chosen_and_from_the_labelled() -> None:
     assert choose([1.0, 1, 9, 1], 1, features=features, labelled=np.array([[0.0]])) == [2], (
         "heat counts beside distance"
     )
+    ends = np.array([[0.0], [10.0]])
+    assert choose([1.0, 1, 1, 1], 1, features=features, labelled=ends) == [2], "far from all that are labelled"
 
 
 def test_among_duplicates_the_hotter_one_comes_first() -> None:
