@@ -286,6 +286,31 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished t
     _print_table(rows)
 
 
+@app.command()
+def select(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished translator, or of a sweep: its best one.")],
+    count: Annotated[int, typer.Option(min=1, help="How many photographs (with --regions: cells) to label next.")],
+    strategy: Annotated[str, typer.Option(help="How to choose; docs/selection.md lists them.")] = "combined",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; in the run's, if not given.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Choose cells of a grid, COLUMNSxROWS, not photographs.")] = None,
+    window: Annotated[
+        int, typer.Option(min=1, help="Of so many frames that follow each other in a sequence, at most one is chosen.")
+    ] = 5,
+) -> None:
+    """Choose which photographs to label next; writes lists for CVAT and Label Studio, and a contact sheet."""
+    from raydelta.selection import select
+
+    grid = _numbers(regions, "x", 2, "--regions") if regions else None
+    chosen = select(run, count, strategy, out=out, grid=grid, window=window)
+    print(f"chosen       {chosen.directory / 'selection.csv'}")
+    print(f"pictures     {chosen.directory / 'sheet.png'}")
+    print(f"to label     {chosen.directory / 'images'} (images.txt, manifest.jsonl, label-studio.json)")
+    free = len({choice.id for choice in chosen.choices if choice.labelled})
+    if free:
+        print(f"no cost      {free} of them have a label in the data set already, which the run has not used")
+    print(f"then train   {chosen.command}")
+
+
 def main() -> None:
     """Run the command line; users' errors become one message and exit code 1, Ctrl-C becomes 130."""
     try:

@@ -3,13 +3,14 @@
 Every knob of every stage is a field here and nowhere else. The resolved tree is written beside every checkpoint.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from raydelta.errors import UserError
 
@@ -58,11 +59,33 @@ class DataConfig(Section):
         return self
 
 
+class LabelIds(Section):
+    """Bought labels by the ids of their images, in the order in which they were bought; from a YAML file."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()  # none: the seeded ones
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        twice = sorted(name for name, count in Counter([*self.train, *self.validation]).items() if count > 1)
+        if twice:
+            raise ValueError(f"labels.ids: named more than once: {', '.join(twice[:5])}")
+        return self
+
+
+def _read_ids(value: Any) -> Any:
+    """A file in place of what it holds, so that a config says which labels it means, not where they were written."""
+    if isinstance(value, str):
+        return validated(LabelIds, read_yaml(value), where=value)
+    return validated(LabelIds, dict(value)) if isinstance(value, Mapping) else value
+
+
 class LabelConfig(Section):
     """The label budget. Label sets are seeded and nested; validation labels come first and are counted too."""
 
     budget: Annotated[int, Field(ge=0)] = 14
     validation: Annotated[int, Field(ge=0)] = 8
+    ids: Annotated[LabelIds | None, BeforeValidator(_read_ids)] = None  # a file; the budget are the first ones of it
     shuffle: bool = False  # a control: every training label belongs to another image, so what it gains is no knowledge
 
 

@@ -1,15 +1,16 @@
 """Label sets: which images are behind a label budget. Seeded, nested, spread over the sequences.
 
 The order is drawn once per seed; the validation images are its first ones, the training budgets follow. So the 14
-training images are the first 14 of the 37, and every budget is validated on the same images.
+training images are the first 14 of the 37, and every budget is validated on the same images. ``labels.ids`` names an
+order in place of the seeded one: labels that were chosen.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from raydelta.config import LabelConfig
+from raydelta.config import LabelConfig, LabelIds
 from raydelta.errors import UserError
 
 
@@ -38,7 +39,7 @@ def choose_labels(
         budget: in place of ``labels.budget``; -1 for all that validation leaves.
 
     Raises:
-        UserError: the set has fewer labels than asked for.
+        UserError: there are fewer labels than asked for, or ``labels.ids`` buys one that validates.
     """
     budget = config.budget if budget is None else budget
     order = order_labels(labelled, seed)
@@ -47,5 +48,37 @@ def choose_labels(
             f"labels.budget = {budget} and labels.validation = {config.validation} ask for more labels than the "
             f"training split has ({len(order)}); lower one of them"
         )
-    validation, rest = order[: config.validation], order[config.validation :]
+    named = config.ids.validation if config.ids else ()
+    if named and config.validation > len(named):
+        raise UserError(f"labels.validation = {config.validation}, but labels.ids names {len(named)} to validate")
+    validation = list(named or order)[: config.validation]
+    rest = [name for name in order if name not in set(validation)]
+    if config.ids is not None and budget >= 0:
+        rest = list(config.ids.train)
+        both = sorted(set(rest) & set(validation))
+        if both:
+            raise UserError(
+                f"labels.ids: {', '.join(both[:5])} would be trained on and validate too (seed {seed}); take it out of "
+                "the list, or name the validation images there"
+            )
+        if budget > len(rest):
+            raise UserError(f"labels.budget = {budget}, but labels.ids names {len(rest)} to train on; lower it")
     return rest if budget < 0 else rest[:budget], validation
+
+
+def check_bought(ids: LabelIds, labelled: Mapping[str, bool]) -> None:
+    """Complain of ids that cannot have been bought.
+
+    Args:
+        labelled: id → whether it has a label, of every image of the training split.
+
+    Raises:
+        UserError: an id that the split does not have, or has no label for.
+    """
+    names = [*ids.train, *ids.validation]
+    for rule, bad in (
+        ("no such photographs in the training split", [name for name in names if name not in labelled]),
+        ("without a label there", [name for name in names if not labelled.get(name, True)]),
+    ):
+        if bad:
+            raise UserError(f"labels.ids: {', '.join(bad[:5])} ({len(bad)} of {len(names)}): {rule}")

@@ -23,7 +23,7 @@ from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_
 from raydelta.errors import UserError
 from raydelta.evaluation import class_ious, confusion_matrix, mean_iou
 from raydelta.expert import SegmenterTraining, build_predictor, freeze
-from raydelta.labels import choose_labels
+from raydelta.labels import check_bought, choose_labels
 from raydelta.networks import Generator, build_segmenter
 from raydelta.place import Place
 from raydelta.spaces import Compared
@@ -184,6 +184,8 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
 
     tree = config.model_dump(mode="json")
     inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
+    if config.labels.ids is None:  # stages from before there was such a field keep their names
+        tree["labels"].pop("ids")
     inputs["size"] = [config.data.width, config.data.height]
     inputs["precision"] = config.compute.precision
     inputs["format"] = checkpoint.FORMAT
@@ -197,6 +199,8 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
             inputs["guidance"] = None
         if (kind == "translator" and config.guidance.weight == 0) or (recipe is not None and recipe.labels != "budget"):
             inputs["labels"] = {"validation": config.labels.validation}
+            if config.labels.ids is not None and config.labels.ids.validation:
+                inputs["labels"]["ids"] = config.labels.ids.validation
     name = f"{kind.replace(', ', '-').replace(' ', '-').lower()}-{fingerprint(inputs)}"
     return Job(
         kind=kind,
@@ -380,7 +384,10 @@ def label_ids(job: Job) -> tuple[list[str], list[str]]:
     """The ids behind the job's label budget: training, validation."""
     if job.kind == "expert":
         return [], []
-    available = [(name, sequence) for name, sequence, labelled in list_ids(job.config.data.real, "train") if labelled]
+    samples = list_ids(job.config.data.real, "train")
+    available = [(name, sequence) for name, sequence, labelled in samples if labelled]
+    if job.config.labels.ids is not None:
+        check_bought(job.config.labels.ids, {sample.id: sample.labelled for sample in samples})
     if not available:
         return [], []  # translation works without labels; whoever needs one says so
     return choose_labels(available, job.config.labels, job.config.seed, job.budget)

@@ -72,16 +72,41 @@ def contact_sheet(
     _save(sheet, path)
 
 
-def strip(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], path: str | Path) -> None:
-    """A grid of images of one size with a title over each column: real | translated | prediction | truth."""
+def heat(image: Pixels, values: NDArray[np.floating]) -> Pixels:
+    """Values [H, W] in [0, 1] over a dim grey copy of the image [H, W, 3], from nothing through red to yellow."""
+    colours = np.stack([np.ones_like(values), (2 * values - 1).clip(0, 1), np.zeros_like(values)], axis=-1) * 255
+    grey = image.mean(-1, keepdims=True) / 2
+    return (grey + (2 * values).clip(0, 1)[..., None] * (colours - grey)).round().astype(np.uint8)
+
+
+def outline(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
+    """The image with the border of a box (left, top, right, bottom) drawn into it."""
+    picture = Image.fromarray(image)
+    left, top, right, bottom = box
+    ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=PAPER)
+    return np.asarray(picture)
+
+
+def strip(
+    rows: Sequence[Sequence[Pixels]], titles: Sequence[str], path: str | Path, captions: Sequence[str] | None = None
+) -> None:
+    """A grid of images of one size with a title over each column: real | translated | prediction | truth.
+
+    Args:
+        captions: a line of text below each row.
+    """
     height, width = rows[0][0].shape[:2]
-    sheet = Image.new("RGB", (GAP + len(titles) * (width + GAP), GAP + LINE + len(rows) * (height + GAP)), PAPER)
+    line_height = height + GAP + (LINE if captions else 0)
+    sheet = Image.new("RGB", (GAP + len(titles) * (width + GAP), GAP + LINE + len(rows) * line_height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         left = GAP + column * (width + GAP)
         draw.text((left, GAP), _fitting(title, width), INK, _font())
         for line, row in enumerate(rows):
-            sheet.paste(Image.fromarray(row[column]), (left, GAP + LINE + line * (height + GAP)))
+            sheet.paste(Image.fromarray(row[column]), (left, GAP + LINE + line * line_height))
+    for line, caption in enumerate(captions or ()):
+        top = GAP + LINE + line * line_height + height + 2
+        draw.text((GAP, top), _fitting(caption, sheet.width - 2 * GAP), INK, _font())
     _save(sheet, path)
 
 

@@ -82,7 +82,7 @@ def test_a_cluster_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_help_is_a_table_of_contents_and_imports_no_torch() -> None:
     text = run("--help").stdout
-    for command in ("data", "train", "evaluate", "tune"):
+    for command in ("data", "train", "evaluate", "select", "tune"):
         assert command in text
     code = "import raydelta.cli, sys; assert not {'torch', 'ray', 'pyarrow'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -97,6 +97,8 @@ def test_help_is_a_table_of_contents_and_imports_no_torch() -> None:
         (["tune", "--preset", "huge"], "preset 'huge' does not exist"),
         (["train", "expert", "steps"], "'steps' is not of the form"),
         (["evaluate", "nowhere"], "not a finished training"),
+        (["select", "nowhere", "--count", "3"], "not a finished training"),
+        (["select", "nowhere", "--count", "3", "--regions", "8by4"], "--regions 8by4: expected 2 whole numbers"),
         (["data", "check", "nowhere"], "not a data set"),
         (["data", "import", "nowhere", "target"], "nowhere"),
     ],
@@ -166,6 +168,11 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     assert "guided" in table
     assert "4 + 2" in table
     assert (translator / "table.json").exists()
+    printed = run("select", translator, "--count", 3, "--strategy", "random", "--window", 1).stdout
+    assert f"chosen       {translator / 'selection-random' / 'selection.csv'}" in printed
+    assert "no cost      3 of them" in printed
+    assert "then train   raydelta train translator --runs" in printed
+    assert "labels.budget=7" in printed
 
 
 @pytest.mark.timeout(900)

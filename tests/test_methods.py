@@ -239,6 +239,22 @@ def test_translation_without_labels_builds_on_the_unguided_translator(config: Co
     assert all(not jobs[kind].parents for kind in ("fine-tuned", "joint training", "FDA", "mean teacher", "oracle"))
 
 
+def test_bought_labels_name_a_stage_by_what_they_are_and_none_leaves_its_name(config: Config, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.yaml" for name in ("one", "same", "other")}
+    for name, train in (("one", "[a, b, c, d]"), ("same", "[a, b, c, d]"), ("other", "[a, b, d, c]")):
+        files[name].write_text(f"train: {train}")
+    validating = tmp_path / "validating.yaml"
+    validating.write_text("train: [a, b, c, d]\nvalidation: [e, f]")
+    for kind in ("translator", "joint training", "ensemble"):
+        names = {name: name_of(kind, config, labels__ids=str(file)) for name, file in files.items()}
+        assert names["one"] == names["same"]
+        assert len({*names.values(), name_of(kind, config)}) == 3
+    for kind in ("translated only", "oracle"):
+        assert name_of(kind, config, labels__ids=str(files["one"])) == name_of(kind, config)
+        assert name_of(kind, config, labels__ids=str(validating)) != name_of(kind, config)
+    assert name_of("expert", config, labels__ids=str(files["one"])) == name_of("expert", config)
+
+
 def test_a_budget_less_method_does_not_depend_on_the_budget(config: Config) -> None:
     for kind in ("translated only", "oracle"):
         assert name_of(kind, config, labels__budget=2) == name_of(kind, config, labels__budget=4)

@@ -67,3 +67,30 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(OSError, match="directory"):
         pictures.strip([[SAMPLE]], ["real"], tmp_path / "taken.png")
     assert [file.name for file in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_heat_goes_from_the_dim_image_through_red_to_yellow() -> None:
+    values = np.zeros((32, 64), dtype=np.float32)
+    values[0, :2] = 0.5, 1.0
+    hot = pictures.heat(SAMPLE, values)
+    assert [tuple(hot[0, column]) for column in range(3)] == [(255, 0, 0), (255, 255, 0), (100, 100, 100)]
+
+
+def test_outline_stays_inside_its_box() -> None:
+    drawn = pictures.outline(SAMPLE, (8, 4, 16, 12))
+    changed = np.argwhere((drawn != SAMPLE).any(-1))
+    assert (changed.min(0).tolist(), changed.max(0).tolist()) == ([4, 8], [11, 15])
+    assert tuple(drawn[8, 12]) == (200, 200, 200)
+    assert (SAMPLE == 200).all(), "the image itself is left alone"
+
+
+def test_a_strip_has_room_for_its_captions(tmp_path: Path) -> None:
+    for name, captions in (("without", None), ("with", ["first", "second"])):
+        pictures.strip([[SAMPLE, SAMPLE]] * 2, ["a", "b"], tmp_path / f"{name}.png", captions)
+    plain, captioned = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("without", "with"))
+    assert captioned.shape[0] == plain.shape[0] + 2 * pictures.LINE
+    gap, line = pictures.GAP, pictures.LINE
+    below = captioned[gap + line + 32 : gap + line + 32 + line]
+    assert (below < 128).any(), "text"
+    second = gap + line + 32 + gap + line
+    assert np.array_equal(captioned[second : second + 32, gap : gap + 64], SAMPLE)

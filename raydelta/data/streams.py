@@ -8,7 +8,7 @@ run into each other, and it resumes with a new order.
 
 import queue
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -195,22 +195,38 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
     """
     import ray.data
 
+    count, paths, random = read_manifest(uri).splits[split].rows, shard_paths(uri, split), np.random.default_rng()
+    epochs = -(-EXECUTION // count)
+    shards = [{"shard": paths[index]} for _ in range(epochs) for index in random.permutation(len(paths))]
+    rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), -(-epochs * count // TASK)))
+    # Half a CPU: a small machine must fit one task of every set beside the training.
+    return rows.map_batches(_decode_shards(uri, size, labels), batch_size=None, num_cpus=0.5)
+
+
+def scan_rows(uri: str, split: str, size: tuple[int, int]) -> Any:
+    """A split once, in any order, as a Ray Data set of decoded rows (columns id, pixels); no label is read."""
+    import ray.data
+
+    shards = [{"shard": path} for path in shard_paths(uri, split)]
+    rows = ray.data.from_items(shards, override_num_blocks=len(shards))
+    return rows.map_batches(_decode_shards(uri, size, labels=False, ids=True), batch_size=None, num_cpus=0.5)
+
+
+def _decode_shards(
+    uri: str, size: tuple[int, int], labels: bool, ids: bool = False
+) -> Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]:
+    """A function from shards to their decoded rows, a group at a time."""
     columns = ["id", "image", *(["label"] if labels else [])]
-    manifest = read_manifest(uri)
-    classes, count = len(manifest.taxonomy), manifest.splits[split].rows
+    classes = len(read_manifest(uri).taxonomy)
 
     def decode_shards(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for address in batch["shard"]:
             for rows in read_groups(str(address), columns):
                 arrays = decode(rows, size, with_labels=labels, num_classes=classes)
-                yield {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
+                named = {"id": np.array(arrays["id"])} if ids else {}
+                yield named | {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
 
-    paths, random = shard_paths(uri, split), np.random.default_rng()
-    epochs = -(-EXECUTION // count)
-    shards = [{"shard": paths[index]} for _ in range(epochs) for index in random.permutation(len(paths))]
-    rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), -(-epochs * count // TASK)))
-    # Half a CPU: a small machine must fit one task of every set beside the training.
-    return rows.map_batches(decode_shards, batch_size=None, num_cpus=0.5)
+    return decode_shards
 
 
 def is_streamed(images: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raydelta.data.shards import Item, Row
-from raydelta.data.streams import Images, MemoryStream, RayStream, draw_batches, load_images, stream_rows
+from raydelta.data.streams import Images, MemoryStream, RayStream, draw_batches, load_images, scan_rows, stream_rows
 from raydelta.data.writing import encode_label, write_dataset
 from raydelta.place import Place
 from raydelta.taxonomy import IGNORE, Taxonomy
@@ -180,6 +180,18 @@ class Rows:
         self.executions += 1
         for start in range(0, 1000 - batch_size + 1, batch_size):
             yield {"pixels": np.arange(start, start + batch_size), "labels": np.arange(start, start + batch_size)}
+
+
+def test_a_scan_yields_every_image_of_all_shards_once_with_its_id_and_no_label(dataset: str) -> None:
+    rows = [
+        row for batch in scan_rows(dataset, "train", SIZE).iter_batches(batch_format="numpy") for row in _rows(batch)
+    ]
+    assert sorted(rows) == [(f"image {number:02d}", number) for number in range(22)]
+
+
+def _rows(batch: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+    assert set(batch) == {"id", "pixels"}
+    return [(str(name), int(pixels[0, 0, 0])) for name, pixels in zip(batch["id"], batch["pixels"], strict=True)]
 
 
 @pytest.mark.parametrize(("batch", "pool"), [(1, 512), (16, 512), (48, 576)])

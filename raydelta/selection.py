@@ -1,0 +1,407 @@
+"""``raydelta select``: score a translator's pool over Ray, choose what to label next, write it for labelling tools.
+
+The pool are the photographs of the training split whose label the run has not used. It streams through an actor pool of
+Ray Data, and only scores and small feature vectors come back, so memory does not grow with the pixels. No label is
+read, and no other split. A selection that was killed leaves nothing: a rerun scores again, at the speed of prediction.
+
+Not here: the strategies (strategies), and what becomes of the new labels (labels).
+"""
+
+import csv
+import io
+import json
+import logging
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from raydelta.cluster import ensure_ray
+from raydelta.config import GuidanceConfig, load_config
+from raydelta.data.augment import to_float, to_uint8
+from raydelta.data.shards import Sample, is_plain, list_ids, read_manifest, read_rows
+from raydelta.data.streams import load_images, scan_rows
+from raydelta.errors import UserError
+from raydelta.expert import freeze
+from raydelta.methods import Job, label_ids, load_generator, load_segmenter, make_job, read_job
+from raydelta.pictures import colourise, heat, outline, strip
+from raydelta.place import Place
+from raydelta.progress import Progress
+from raydelta.stages import write_atomically
+from raydelta.strategies import (
+    STRATEGIES,
+    Networks,
+    View,
+    cell_means,
+    choose_batch,
+    find_strategy,
+    rarity_weights,
+)
+from raydelta.workers import cause_of, find_place, get_or_cause
+
+WINDOW = 5
+"""Frames: of this many that follow each other in a sequence, a batch holds one."""
+
+BATCH = 16
+SAMPLED = 256  # photographs of the pool, at most, that say how common the classes are
+DRAWN = 24  # rows of the contact sheet, at most
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One image, or one cell of it, to be labelled."""
+
+    id: str
+    sequence: str
+    score: float
+    cell: int  # row by row
+    labelled: bool  # the data set has its label already, the run has not used it
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen, where it was written, and how to train with it."""
+
+    choices: list[Choice]
+    directory: Path
+    command: str
+
+
+def select(
+    run: Path,
+    count: int,
+    strategy: str = "combined",
+    *,
+    out: Path | None = None,
+    grid: tuple[int, int] | None = None,
+    window: int = WINDOW,
+) -> Selection:
+    """Choose what to label next for a finished translator, and write it.
+
+    Args:
+        run: the directory of a translator, or of a sweep: its best one.
+        count: images, or with a grid cells.
+        out: where it is written; in the run's directory, if None.
+        grid: columns and rows of the cells that are chosen in place of whole images.
+
+    Raises:
+        UserError: no translator, no such strategy, or a pool too small.
+    """
+    job = find_translator(run)
+    find_strategy(strategy)
+    check_count(job, count, grid or (1, 1))
+    ensure_ray()
+    choices, weights = choose(job, count, strategy, grid=grid or (1, 1), window=window)
+    directory = (out or job.directory / f"selection-{strategy}").resolve()
+    write_selection(job, choices, grid, directory)
+    draw_selection(job, choices[:DRAWN], strategy, grid, weights, directory / "sheet.png")
+    return Selection(choices, directory, training_command(job, choices, directory))
+
+
+def find_translator(run: Path) -> Job:
+    """The job of a finished translator, or of the best one of a sweep.
+
+    Raises:
+        UserError: the directory is neither.
+    """
+    if (run / "best.yaml").exists():
+        config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
+        run = make_job("translator", config, runs, make_job("expert", config, runs).directory).directory
+    job = read_job(run)
+    if job.kind != "translator":
+        raise UserError(f"{run}: is a finished {job.kind}; selection needs a translator (raydelta train translator)")
+    return job
+
+
+def list_pool(job: Job) -> list[Sample]:
+    """The photographs of the training split whose labels the run has not used, neither to train nor to validate."""
+    used = {name for names in label_ids(job) for name in names}
+    return [sample for sample in list_ids(job.config.data.real, "train") if sample.id not in used]
+
+
+def check_count(job: Job, count: int, grid: tuple[int, int]) -> None:
+    """
+    Raises:
+        UserError: there is no such count or grid, or the pool does not have so many.
+    """
+    data, (columns, rows) = job.config.data, grid
+    if not (1 <= columns <= data.width and 1 <= rows <= data.height):
+        raise UserError(f"regions = {columns}x{rows}: the images have {data.width}x{data.height} pixels")
+    pool = len(list_pool(job))
+    if pool == 0:
+        raise UserError(f"{data.real}: the run has used the label of every photograph to train on; add photographs")
+    if not 1 <= count <= pool * columns * rows:
+        cells = f" with {columns * rows} cells each" if columns * rows > 1 else ""
+        raise UserError(f"count = {count}, but the pool has {pool} photographs{cells}; ask for 1 to as many")
+
+
+def choose(
+    job: Job, count: int, strategy: str, *, grid: tuple[int, int] = (1, 1), window: int = WINDOW
+) -> tuple[list[Choice], Tensor]:
+    """What to label next, best first, and the class weights (C,) that its scores are made with. Ray has to run.
+
+    Raises:
+        UserError: no such strategy, the windows leave too few, or the strategy cannot tell the cells apart.
+    """
+    method = find_strategy(strategy)
+    if strategy == "coverage" and grid != (1, 1):
+        raise UserError("strategy 'coverage' compares whole images: leave --regions out, or take another one")
+    pool = {sample.id: sample for sample in list_pool(job)}
+    weights = torch.ones(len(read_manifest(job.config.data.synthetic).taxonomy))
+    if method.rare:
+        sampled = sorted(pool)[:: -(-len(pool) // SAMPLED)]
+        weights = rarity_weights(_on_ray(count_predictions, job, sampled).double()).float()
+    ids, scores, features = score_pool(job, strategy, weights, grid)
+
+    places = sequence_places(list_ids(job.config.data.real, "train"))
+    rows = [row for row, name in enumerate(ids) if name in pool]
+    bought = set(label_ids(job)[0])
+    labelled = [row for row, name in enumerate(ids) if name in bought]
+    chosen = choose_batch(
+        scores[rows],
+        np.array([places[ids[row]][0] for row in rows]),
+        np.array([places[ids[row]][1] for row in rows]),
+        count,
+        window,
+        job.config.seed,
+        features[rows] if features is not None else None,
+        features[labelled] if features is not None else None,
+    )
+    found = [(pool[ids[rows[image]]], float(scores[rows[image], cell]), cell) for image, cell in chosen]
+    return [Choice(sample.id, sample.sequence, score, cell, sample.labelled) for sample, score, cell in found], weights
+
+
+def sequence_places(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
+    """Id → number of its sequence, and its place among the sorted ids of the sequence."""
+    sequences: dict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        sequences[sample.sequence].append(sample.id)
+    return {
+        name: (number, place)
+        for number, sequence in enumerate(sorted(sequences))
+        for place, name in enumerate(sorted(sequences[sequence]))
+    }
+
+
+def score_pool(
+    job: Job, strategy: str, weights: Tensor, grid: tuple[int, int]
+) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Ids (sorted), scores (N, cells) and, if the strategy is diverse, features (N, F) of the whole training split."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    data, total = job.config.data, ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    split = read_manifest(data.real).splits["train"]
+    scored = scan_rows(data.real, "train", (data.width, data.height)).map_batches(
+        Scorer,
+        fn_constructor_args=(job, strategy, weights, grid),
+        batch_size=BATCH,
+        compute=ActorPoolStrategy(size=min(gpus or cpus, len(split.shards))),
+        num_gpus=1 if gpus else 0,
+        num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
+    )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and warnings of progress bars would hide ours
+    progress = Progress("selection")
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    try:
+        for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
+            for name, values in batch.items():
+                parts[name].append(values)
+            progress.update(sum(map(len, parts["id"])), split.rows, "photographs scored")
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from None
+    progress.finish(f"{split.rows} photographs scored with {strategy}")
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    order = np.argsort(whole["id"])
+    features = whole["features"][order] if "features" in whole else None
+    return [str(name) for name in whole["id"][order]], whole["scores"][order], features
+
+
+class Scorer:
+    """An actor of the pool: decoded rows → id, scores and features."""
+
+    def __init__(self, job: Job, strategy: str, weights: Tensor, grid: tuple[int, int]) -> None:
+        self.place, self.strategy, self.grid = _find_own_place(job), STRATEGIES[strategy], grid
+        self.networks, self.weights = load_networks(job, self.place), weights.to(self.place.device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            images = to_float(torch.from_numpy(batch["pixels"]).to(self.place.device))
+            view = View(self.networks, images, self.weights)
+            scored = {"id": batch["id"], "scores": cell_means(self.strategy.heat(view), self.grid).cpu().numpy()}
+            return scored | ({"features": view.features.cpu().numpy()} if self.strategy.diverse else {})
+
+
+def load_networks(job: Job, place: Place) -> Networks:
+    """The networks of a finished translator on the place's device."""
+    assert job.expert is not None
+    classes = len(read_manifest(job.config.data.synthetic).taxonomy)
+    segmenter = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
+    deepest: list[Tensor] = []
+    segmenter.encoder.register_forward_hook(lambda module, arguments, stages: deepest.append(stages[-1]))  # type: ignore[union-attr]
+
+    def expert(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = segmenter(images.to(place.dtype)).float()
+        return logits, deepest.pop().float().mean((2, 3))
+
+    r2s, s2r = (load_generator(job.directory, name, place) for name in ("r2s_ema", "s2r_ema"))
+    return Networks(r2s, s2r, expert)
+
+
+def count_predictions(job: Job, ids: list[str]) -> Tensor:
+    """How many pixels of some photographs are predicted as each class, (C,)."""
+    place, counts = _find_own_place(job), torch.zeros(0)
+    networks = load_networks(job, place)
+    with torch.inference_mode():
+        for images in _load(job, ids, place).split(BATCH):
+            logits = networks.expert(networks.r2s(images))[0]
+            found = torch.bincount(logits.max(1).indices.flatten(), minlength=logits.shape[1]).cpu()
+            counts = found if len(counts) == 0 else counts + found
+    return counts
+
+
+def _load(job: Job, ids: list[str], place: Place) -> Tensor:
+    data = job.config.data
+    images = load_images(data.real, "train", (data.width, data.height), labels=False, ids=ids)
+    return to_float(torch.from_numpy(images.pixels).to(place.device))
+
+
+def _find_own_place(job: Job) -> Place:
+    torch.set_num_threads(1)
+    return find_place(job.config)
+
+
+def _on_ray(function: Any, *arguments: Any) -> Any:
+    """Call a function on the cluster, on a GPU where there is one."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
+    return get_or_cause(ray.remote(num_cpus=1, num_gpus=gpus)(function).remote(*arguments))
+
+
+def draw_selection(
+    job: Job,
+    choices: Sequence[Choice],
+    strategy: str,
+    grid: tuple[int, int] | None,
+    weights: Tensor,
+    path: Path,
+) -> None:
+    """The contact sheet: real | translated | prediction | heat map of every choice, with its score."""
+    _on_ray(_draw_here, job, choices, strategy, grid, weights, path)
+
+
+def _draw_here(
+    job: Job,
+    choices: Sequence[Choice],
+    strategy: str,
+    grid: tuple[int, int] | None,
+    weights: Tensor,
+    path: Path,
+) -> None:
+    place, taxonomy = _find_own_place(job), read_manifest(job.config.data.real).taxonomy
+    networks, size = load_networks(job, place), (job.config.data.width, job.config.data.height)
+    rows, heats = [], []
+    with torch.inference_mode():
+        for choice in choices:
+            view = View(networks, _load(job, [choice.id], place), weights.to(place.device))
+            real, translated = (
+                to_uint8(part)[0].permute(1, 2, 0).cpu().numpy() for part in (view.images, view.translated)
+            )
+            if grid:
+                real = outline(real, cell_box(choice.cell, grid, size))
+            rows.append([real, translated, colourise(view.classes[0].byte().cpu().numpy(), taxonomy)])
+            heats.append(STRATEGIES[strategy].heat(view)[0].cpu().numpy())
+    hottest = float(np.quantile(heats, 0.99)) or 1.0  # one pixel must not leave all others dark
+    for row, values in zip(rows, heats, strict=True):
+        row.append(heat(row[0], (values / hottest).clip(0, 1)))
+    captions = [f"{rank}.  score {choice.score:.4f}  {choice.id}" for rank, choice in enumerate(choices, 1)]
+    strip(rows, ["real", "translated", "prediction", strategy], path, captions)
+
+
+def cell_box(cell: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a cell in an image of (width, height), the latter two outside."""
+    (columns, rows), (width, height) = grid, size
+    row, column = divmod(cell, columns)
+    left, top = column * width // columns, row * height // rows
+    return left, top, -(-(column + 1) * width // columns), -(-(row + 1) * height // rows)
+
+
+def write_selection(job: Job, choices: Sequence[Choice], grid: tuple[int, int] | None, directory: Path) -> None:
+    """``selection.csv``, the photographs themselves, import lists for CVAT and Label Studio, and ``labels.yaml``.
+
+    ``labels.yaml`` names all labels once these are bought: what ``labels.ids`` takes.
+    """
+    columns = ["id", "image", "height", "width"]
+    stored = read_rows(
+        job.config.data.real, "train", ids={choice.id for choice in choices}, columns=columns
+    ).to_pylist()
+    rows = {row["id"]: row for row in stored}
+    ids = list(dict.fromkeys(choice.id for choice in choices))
+    files = {name: _file_name(name, rows[name]["image"]) for name in ids}
+    boxes: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["rank", "id", "sequence", "score", *(["left", "top", "right", "bottom"] if grid else [])])
+    for rank, choice in enumerate(choices, 1):
+        box = cell_box(choice.cell, grid, (rows[choice.id]["width"], rows[choice.id]["height"])) if grid else ()
+        table.writerow([rank, choice.id, choice.sequence, f"{choice.score:.6f}", *box])
+        if len(box) == 4:
+            boxes[choice.id].append(box)
+    for name in ids:
+        target = directory / "images" / files[name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(rows[name]["image"])
+    write_atomically(directory / "images.txt", "".join(f"{files[name]}\n" for name in ids))
+    write_atomically(directory / "manifest.jsonl", _cvat_manifest([(files[name], rows[name]) for name in ids]))
+    tasks = [
+        {
+            "data": {"image": f"/data/local-files/?d=images/{quote(files[name])}"},
+            "meta": {"id": name} | ({"boxes": boxes[name]} if grid else {}),
+        }
+        for name in ids
+    ]
+    write_atomically(directory / "label-studio.json", json.dumps(tasks, indent=1) + "\n")
+    train, validation = label_ids(job)
+    labels = {"train": [*train, *ids], "validation": validation}
+    write_atomically(directory / "labels.yaml", yaml.safe_dump(labels, sort_keys=False))
+    write_atomically(directory / "selection.csv", text.getvalue())  # last: it stands for the whole
+
+
+def _file_name(identifier: str, encoded: bytes) -> str:
+    if not is_plain(identifier):
+        raise UserError(
+            f"{identifier!r}: an image of that id cannot be written as a file; import the set with other names"
+        )
+    return identifier + (".png" if encoded.startswith(b"\x89PNG") else ".jpg")
+
+
+def _cvat_manifest(files: Sequence[tuple[str, Any]]) -> str:
+    """A manifest as CVAT reads it from a share or a bucket: one JSON object a line."""
+    lines: list[dict[str, Any]] = [{"version": "1.1"}, {"type": "images"}]
+    for file, row in files:
+        name, _, extension = file.rpartition(".")
+        lines.append({"name": name, "extension": f".{extension}", "width": row["width"], "height": row["height"]})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def training_command(job: Job, choices: Sequence[Choice], directory: Path) -> str:
+    """The command that trains with the old labels and the new ones."""
+    train, validation = label_ids(job)
+    budget = len(train) + len({choice.id for choice in choices})
+    arguments = ["--runs", job.directory.parent, "--config", job.directory / "checkpoint" / "config.yaml"]
+    arguments += [f"labels.ids={directory / 'labels.yaml'}", f"labels.budget={budget}"]
+    arguments += [f"labels.validation={len(validation)}"]
+    if job.config.guidance.weight == 0:  # an unguided translator would leave the labels unused
+        arguments.append(f"guidance.weight={GuidanceConfig().weight}")
+    set_with_labels = [] if all(choice.labelled for choice in choices) else ["--real", "SET_WITH_THE_NEW_LABELS"]
+    return shlex.join(map(str, ["raydelta", "train", "translator", *set_with_labels, *arguments]))
