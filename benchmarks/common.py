@@ -34,9 +34,12 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_json(path: str | None, content: dict[str, Any]) -> None:
-    """Write the result where it was asked for."""
+    """Write the result where it was asked for, without the paths of this machine among its options."""
     if path:
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        options = {
+            key: value for key, value in content.get("options", {}).items() if key not in ("json", "data", "runs")
+        }
+        Path(path).write_text(json.dumps(content | {"options": options}, indent=1) + "\n")
 
 
 def memory_of_session(leader: int) -> float:

@@ -7,7 +7,6 @@ Settings are those of tune_spaces/table.yaml; the data set's own test split is n
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def main() -> None:
         rows = run_tune(str(space), [f"data.real={target}", *overrides], runs=options.runs).rows
         tables[sequence] = [row.model_dump() for row in rows]
         print(f"\ntested on {sequence}\n{format_rows(rows)}")
-    write_json(options.json, {"options": json.loads(json.dumps(vars(options), default=str)), "tables": tables})
+    write_json(options.json, {"options": vars(options), "tables": tables})
 
 
 def hold_out(uri: str, target: Path, sequence: str) -> None:
