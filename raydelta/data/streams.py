@@ -22,7 +22,7 @@ from raydelta.place import Place
 PIECE = 64  # rows that come from Ray Data at once, at least
 BATCHES_AHEAD = 8
 POOL = 512  # rows to draw from at random, at least
-TASK = 256  # rows that a read task decodes, about
+TASK = 1024  # rows that a read task decodes, about; between two tasks Ray Data pauses
 EXECUTION = 50_000  # rows that one execution of a Ray Data set yields, at least
 
 
