@@ -152,7 +152,7 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     """The CPU end-to-end run: simulate → expert → kill → resume → translator → Ctrl-C → resume → evaluate."""
     settings = ["--runs", tmp_path, *TINY_ARGUMENTS, "compute.workers=1"]
     slow = [*settings, "expert.steps=300"]
-    interrupt_when("unfinished/*/checkpoint/meta.json", tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL)
+    interrupt_when("unfinished/*/checkpoint-*/meta.json", tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL)
     resumed = run("train", "expert", *slow)
     first_step = int(next(line for line in resumed.stderr.splitlines() if "/300" in line).split()[1].split("/")[0])
     assert first_step > 2, "it must go on from its checkpoint"
@@ -160,7 +160,7 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     before = (expert / "stage.json").stat().st_mtime_ns
 
     guided = [*slow, "translator.steps=40"]
-    errors = interrupt_when("unfinished/translator-*/checkpoint/meta.json", tmp_path, "train", "translator", *guided)
+    errors = interrupt_when("unfinished/translator-*/checkpoint-*/meta.json", tmp_path, "train", "translator", *guided)
     assert "interrupted" in errors
     translator = Path(run("train", "translator", *guided).stdout.strip())
     assert (expert / "stage.json").stat().st_mtime_ns == before, "the expert is trained once"
