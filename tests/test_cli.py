@@ -152,7 +152,8 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     """The CPU end-to-end run: simulate → expert → kill → resume → translator → Ctrl-C → resume → evaluate."""
     settings = ["--runs", tmp_path, *TINY_ARGUMENTS, "compute.workers=1"]
     slow = [*settings, "expert.steps=300"]
-    interrupt_when("unfinished/*/checkpoint-*/meta.json", tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL)
+    kept = "unfinished/*/checkpoint-*/meta.json"
+    interrupt_when(kept, tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL)
     resumed = run("train", "expert", *slow)
     first_step = int(next(line for line in resumed.stderr.splitlines() if "/300" in line).split()[1].split("/")[0])
     assert first_step > 2, "it must go on from its checkpoint"
