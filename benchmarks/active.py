@@ -25,8 +25,8 @@ from raydelta.labels import choose_labels
 from raydelta.progress import Progress
 from raydelta.selection import WINDOW, check_count, choose
 from raydelta.strategies import STRATEGIES, find_strategy
+from raydelta.table import evaluate_on_ray
 from raydelta.tuning import train_translator
-from raydelta.workers import evaluate_on_ray
 
 
 def main() -> None:

@@ -275,7 +275,7 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished t
     """Print the test table of a finished training; writes table.json and table.csv into its directory."""
     from raydelta.evaluation import write_table
     from raydelta.methods import read_job
-    from raydelta.workers import evaluate_job, method_of
+    from raydelta.table import evaluate_job, method_of
 
     job = read_job(run)
     rows = evaluate_job(method_of(job), job)

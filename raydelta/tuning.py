@@ -168,7 +168,8 @@ def _sweep_and_compare(
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
     from raydelta.methods import METHODS, Job, make_job
-    from raydelta.workers import draw_strips, evaluate_on_ray, open_large_sets
+    from raydelta.table import draw_strips, evaluate_on_ray
+    from raydelta.workers import open_large_sets
 
     config = override(config, {"compute.workers": space.resources.workers})
     directory = runs / f"tune-{name}-{fingerprint([space.model_dump(), config.model_dump(mode='json')])}"

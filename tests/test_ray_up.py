@@ -220,6 +220,7 @@ def laptop(hosts: Path) -> Laptop:
 def bucket(hosts: Path) -> Iterator[str]:
     """A bucket on the bridge, with a synthetic and a real data set in it."""
     import boto3
+    from botocore.exceptions import EndpointConnectionError
 
     endpoint = f"http://{GATEWAY}:{PORT}"
     command = [sys.executable, "-m", "moto.server", "-H", GATEWAY, "-p", str(PORT)]
@@ -231,7 +232,7 @@ def bucket(hosts: Path) -> Iterator[str]:
             try:
                 client.create_bucket(Bucket="sets")
                 break
-            except Exception:
+            except EndpointConnectionError:  # it does not listen yet
                 assert server.poll() is None and time.monotonic() < deadline
                 time.sleep(0.5)
         for look, name in (("synthetic", "synthetic"), ("street", "real")):

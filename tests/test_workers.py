@@ -13,8 +13,9 @@ from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
 from raydelta.methods import Job, make_job
+from raydelta.table import evaluate_job
 from raydelta.training import TrainingError
-from raydelta.workers import cause_of, choose_workers, evaluate_job, train_here, train_on_ray
+from raydelta.workers import cause_of, choose_workers, train_here, train_on_ray
 from tests.tiny import TINY
 
 pytestmark = pytest.mark.usefixtures("ray_session")
