@@ -139,7 +139,8 @@ def _train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[s
     runs.mkdir(parents=True, exist_ok=True)
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        if checkpoint is not None:
+        # The last is published and not kept: a training that went on from it would have nothing left to report.
+        if checkpoint is not None and metrics["step"] < metrics["steps"]:
             patiently(runs, partial(keep_checkpoint, checkpoint, working))
         publish_if_last(job, metrics, checkpoint)
         on_report(metrics)

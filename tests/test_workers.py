@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.util.state import list_actors, list_tasks
 
-from raydelta import checkpoint
+from raydelta import checkpoint, workers
 from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
@@ -52,19 +52,17 @@ def test_sets_in_object_storage(config: Config, s3: str, tmp_path: Path) -> None
     assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
 
 
-@pytest.mark.parametrize(("workers", "name"), [(1, "_task"), (2, "RayTrainWorker")])
-def test_killed_worker_goes_on_from_the_last_checkpoint(
-    workers: int, name: str, config: Config, tmp_path: Path
-) -> None:
-    length = 400 if workers == 1 else 40  # a task does many steps between two looks at it
-    base = override(config, {"expert.steps": length, "compute.workers": workers})
+@pytest.mark.parametrize(("count", "name"), [(1, "_task"), (2, "RayTrainWorker")])
+def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, config: Config, tmp_path: Path) -> None:
+    length = 400 if count == 1 else 40  # a task does many steps between two looks at it
+    base = override(config, {"expert.steps": length, "compute.workers": count})
     job = make_job("expert", base, tmp_path)
     steps: list[int] = []
     killed: list[int] = []
 
     def running() -> list[int]:
         here = ray.get_runtime_context().gcs_address
-        if workers == 1:
+        if count == 1:
             alive = [("func_or_class_name", "=", name), ("state", "=", "RUNNING")]
             return [task.worker_pid for task in list_tasks(here, filters=alive) if task.worker_pid]
         alive = [("class_name", "=", name), ("state", "=", "ALIVE")]
@@ -85,6 +83,22 @@ def test_killed_worker_goes_on_from_the_last_checkpoint(
     assert checkpoint.read_meta(job.directory / "checkpoint")["step"] == length
     assert not (tmp_path / "unfinished" / job.directory.name).exists()
     assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+
+
+def test_killed_while_it_is_published(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = expert(config, tmp_path)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(workers, "complete_stage", killed)
+        train_here(job)
+    assert not job.done
+    steps: list[int] = []
+    train_here(job, lambda metrics: steps.append(metrics["step"]))
+    assert steps == [6], "Ray Tune takes a trial that reports nothing for a failed one"
+    assert job.done
 
 
 def test_bad_input_comes_through_ray_as_one_message(config: Config, tmp_path: Path) -> None:
