@@ -311,6 +311,21 @@ def select(
     print(f"then train   {chosen.command}")
 
 
+@app.command()
+def doctor(
+    addresses: Annotated[list[str] | None, typer.Argument(help="Data sets or buckets (s3://…) to reach.")] = None,
+    runs: Runs = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check versions, devices, cluster, storage, memory; say what is wrong and how to mend it. Exit code 1 if bad."""
+    from raydelta import doctor
+
+    checks = doctor.diagnose(runs, addresses or [])
+    print(doctor.as_json(checks) if as_json else doctor.format_checks(checks))
+    if any(check.state == "bad" for check in checks):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run the command line; users' errors become one message and exit code 1, Ctrl-C becomes 130."""
     try:
