@@ -12,7 +12,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,12 +20,13 @@ import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 import raydelta
+from raydelta.probes import Silent, ask
 
 State = Literal["ok", "warn", "bad"]
 
@@ -68,7 +68,7 @@ def diagnose(runs: Path = Path("runs"), addresses: Sequence[str] = ()) -> list[C
         ("shared memory", check_shared_memory),
         ("open files", check_open_files),
         ("runs", lambda: check_storage(runs)),
-        *((address, lambda address=address: check_address(address)) for address in addresses),  # type: ignore[misc]
+        *((address, lambda address=address: check_address(address)) for address in addresses),
         ("remote tools", check_tools),
         ("extras", check_extras),
         ("privacy", check_privacy),
@@ -180,38 +180,14 @@ def _pin(package: str, on: str) -> Requirement | None:
         return None
 
 
-class Silent(Exception):
-    """A probe gave no answer; says why."""
-
-
-def probe(what: str, seconds: float, value: str = "") -> dict[str, Any]:
-    """Ask something of ``PROBES`` in a process of its own.
-
-    Args:
-        value: goes there by stdin, as anybody may read a command line.
-
-    Raises:
-        Silent: it crashed, or gave no answer in time.
-    """
-    command = [sys.executable, "-m", "raydelta.doctor", what]
-    try:
-        done = subprocess.run(command, input=value, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise Silent(f"no answer within {seconds:g} s") from None
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = said[-1].strip() if said else f"ended with {done.returncode}"
-        raise Silent(reason if done.returncode >= 0 else f"killed by signal {-done.returncode}") from None
-
-
 def check_torch() -> Iterable[Check]:
     """Whether torch and torchvision import, and what every device can do."""
     try:
-        found = probe("torch", DEADLINE)
+        found = ask("torch", DEADLINE)
     except Silent as error:
-        return [Check("torch", "bad", f"cannot be imported: {error}", "pip install --force-reinstall torch torchvision")]
+        return [
+            Check("torch", "bad", f"cannot be imported: {error}", "pip install --force-reinstall torch torchvision")
+        ]
     built = f"built for CUDA {found['cuda']}" if found["cuda"] else "built for CPUs"
     checks = [Check("torch", "ok", f"{found['version']}, {built}, torchvision {found['torchvision']}")]
     bf16 = {True: "bf16 units", False: "no bf16 units: compute.precision=auto takes fp32"}
@@ -222,7 +198,9 @@ def check_torch() -> Iterable[Check]:
             remedy = "this torch is built for CPUs; install the one for your CUDA (pytorch.org has the command)"
             checks.append(Check("devices", "warn", f"NVIDIA driver {driver}, but torch sees no GPU", remedy))
         elif driver:
-            remedy = f"a driver that knows CUDA {found['cuda']}, or a torch for an older CUDA; is CUDA_VISIBLE_DEVICES set?"
+            remedy = (
+                f"a driver that knows CUDA {found['cuda']}, or a torch for an older CUDA; is CUDA_VISIBLE_DEVICES set?"
+            )
             reason = f": {found['trouble']}" if found["trouble"] else ""
             checks.append(Check("devices", "bad", f"NVIDIA driver {driver}, but torch sees no GPU{reason}", remedy))
         else:
@@ -252,7 +230,7 @@ def _driver() -> str | None:
 def check_ray() -> Iterable[Check]:
     """Whether Ray imports, and the cluster that commands would use: nodes, dashboard, token."""
     try:
-        found = probe("ray", DEADLINE - 2)
+        found = ask("ray", DEADLINE - 2)
     except Silent as error:
         remedy = "pip install --force-reinstall 'ray[data,default,train,tune]'; does `ray status` answer?"
         return [Check("Ray", "bad", f"cannot be asked: {error}", remedy)]
@@ -262,9 +240,7 @@ def check_ray() -> Iterable[Check]:
         remedy = f"chmod 600 {token}: whoever can read it can run code on your cluster"
         checks.append(Check("token", "warn", f"{token} is readable for others", remedy))
     if found["trouble"]:
-        remedy = (
-            "unset RAY_ADDRESS, or start the cluster; the token in ~/.ray/auth_token and RAY_AUTH_MODE have to be its own"
-        )
+        remedy = "unset RAY_ADDRESS, or start the cluster; ~/.ray/auth_token and RAY_AUTH_MODE have to be its own"
         checks.append(Check("cluster", "bad", found["trouble"], remedy))
     elif found["address"] is None:
         checks.append(Check("cluster", "ok", "none runs here; commands start a private one, with a token"))
@@ -274,7 +250,7 @@ def check_ray() -> Iterable[Check]:
             f"{found['gpus']:g} GPUs, dashboard {found['dashboard'] or 'off'}, authentication {found['mode']}"
         )
         if found["mode"] != "token":
-            remedy = "whoever reaches it can run code on it: export RAY_AUTH_MODE=token before `ray start` (docs/security.md)"
+            remedy = "whoever reaches it can run code on it: export RAY_AUTH_MODE=token before ray start (security.md)"
             checks.append(Check("cluster", "warn", text, remedy))
         elif not found["dashboard"]:
             remedy = "start it with the dashboard (pip install 'ray[default]'): without it, stopped trials block others"
@@ -398,14 +374,13 @@ def check_storage(runs: Path) -> Check:
 def check_address(address: str) -> Check:
     """Whether a data set, folder or bucket answers."""
     try:
-        found = probe("address", ANSWER, address)
+        found = ask("address", ANSWER, address)
     except Silent as error:
-        found = {"name": "address", "trouble": str(error)}
+        found = {"name": "address", "trouble": str(error)}  # the address itself may hold a password
     if found["trouble"]:
-        remedy = (
-            "is the name right, and do credentials (AWS_ACCESS_KEY_ID, …, the machine's role) and AWS_ENDPOINT_URL lead "
-            "there? Every node needs them"
-        )
+        remedy = "is the name right?"
+        if "://" in address:
+            remedy += " Credentials (AWS_ACCESS_KEY_ID, … or a role) and AWS_ENDPOINT_URL: every node needs them"
         return Check(found["name"], "bad", found["trouble"], remedy)
     return Check(found["name"], "ok", found["text"])
 
@@ -435,92 +410,3 @@ def check_privacy() -> Check:
     if os.environ.get(name, SETTINGS[name]) != "0":
         return Check("privacy", "warn", f"{name} = {os.environ[name]}: Ray reports its use", f"unset {name}")
     return Check("privacy", "ok", "Ray's usage statistics off; nothing is sent anywhere unless tracking.* names where")
-
-
-def _probe_torch(_: str) -> dict[str, Any]:
-    import torch
-    import torchvision
-
-    from raydelta.place import has_bf16_units
-
-    devices, trouble = [], ""
-    for index in range(torch.cuda.device_count()):
-        device = torch.device("cuda", index)
-        free, total, failure, bf16 = 0, 0, "", False
-        try:
-            free, total = torch.cuda.mem_get_info(device)
-            ones = torch.ones(64, 64, device=device)
-            assert float((ones @ ones).sum()) == 64**3
-            bf16 = has_bf16_units(device)
-        except Exception as error:  # whatever the driver says
-            failure = str(error).strip().splitlines()[0]
-        name = torch.cuda.get_device_name(device)
-        devices.append({"name": name, "free": free, "total": total, "bf16": bf16, "trouble": failure})
-    if not devices and torch.version.cuda:
-        try:
-            torch.cuda.init()
-        except Exception as error:
-            trouble = str(error).strip().splitlines()[0]
-    return {
-        "version": torch.__version__,
-        "cuda": torch.version.cuda,
-        "torchvision": torchvision.__version__,
-        "bf16": has_bf16_units(torch.device("cpu")),
-        "devices": devices,
-        "trouble": trouble,
-    }
-
-
-def _probe_ray(_: str) -> dict[str, Any]:
-    from raydelta.cluster import ensure_ray, running_address, set_defaults
-
-    set_defaults()
-    import ray
-
-    mode = os.environ.get("RAY_AUTH_MODE", "off")
-    found: dict[str, Any] = {"version": ray.__version__, "address": running_address(), "trouble": "", "mode": mode}
-    if found["address"] is not None:
-        try:
-            cluster = ensure_ray()
-            resources = ray.cluster_resources()
-            found |= {"nodes": cluster.nodes, "dashboard": cluster.dashboard}
-            found |= {"cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
-        except ValueError as error:
-            found["trouble"] = str(error)
-    return found
-
-
-def _probe_address(address: str) -> dict[str, Any]:
-    from raydelta.data.shards import MANIFEST, read_manifest
-    from raydelta.errors import UserError
-    from raydelta.storage import is_remote, join, open_address, open_file_address, without_secrets
-
-    name, trouble, text = without_secrets(address), "", ""
-    try:
-        files, path = open_address(address)
-        manifest, manifest_path = open_file_address(join(address, MANIFEST))
-        if manifest.get_file_info(manifest_path).is_file:
-            splits = read_manifest(address).splits
-            text = "data set, " + ", ".join(f"{split} {part.rows}" for split, part in splits.items()) + " images"
-        else:
-            info = files.get_file_info(path)
-            there = info.type.name != "NotFound"
-            text, trouble = ("answers, no data set", "") if there else ("", "nothing there")
-    except (OSError, UserError) as error:
-        trouble = " ".join(str(error).split())[:300]
-    if is_remote(address) and address != name:
-        trouble = trouble.replace(address, name)
-    return {"name": name, "trouble": trouble, "text": text}
-
-
-PROBES: dict[str, Callable[[str], dict[str, Any]]] = {
-    "torch": _probe_torch,
-    "ray": _probe_ray,
-    "address": _probe_address,
-}
-
-
-if __name__ == "__main__":
-    answer = json.dumps(PROBES[sys.argv[1]](sys.stdin.read()))
-    print(f"\n{answer}", flush=True)
-    os._exit(0)  # whatever a library still wants to do at its end may hang
