@@ -1,7 +1,11 @@
-import json
 import os
+import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +15,7 @@ import pytest
 from PIL import Image
 
 from raydelta import trackers
+from raydelta.cluster import SETTINGS
 from raydelta.config import TrackingConfig, load_config, without_tracking
 from raydelta.data.importers import simulate_dataset
 from raydelta.errors import UserError
@@ -63,7 +68,7 @@ def test_event_files_are_always_written_a_folder_for_each_run(tmp_path: Path) ->
     assert trial["miou"] == [(2, 1.0), (4, 2.0)]
     assert trial.keys() == {"miou", "settings", "strips"}, "nothing of the machine"
     sweep = read_events(tmp_path / "tensorboard" / "tune-1")
-    assert sweep["miou/test/ensemble untranslated/4 labels"] == [(0, 31.0)]
+    assert sweep["miou/test/ensemble_untranslated/4_labels"] == [(0, 31.0)]
     assert {"table", "strips", "settings"} <= sweep.keys()
 
 
@@ -208,7 +213,7 @@ def test_a_sweep_is_told_and_is_the_same_sweep_without(
 
     monkeypatch.chdir(tmp_path)
     uri, runs = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "runs"
-    space = write_space(tmp_path, table={"methods": ["guided", "joint training"]})
+    space = write_space(tmp_path, table={"methods": ["joint training"]})
     outcome = run_tune(space, [*TINY_ARGUMENTS, f"tracking.mlflow={uri}"], runs=runs)
     told = MlflowClient(tracking_uri=uri)
     found = {run.info.run_name: run for run in told.search_runs(["1"])}
@@ -239,41 +244,49 @@ GUARD = """
 import os, socket, sys
 
 def listen(event, arguments):
-    if event in ("socket.connect", "socket.sendto"):
-        own, address = arguments
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        address = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
         # Ray asks the kernel for its own address by connecting a datagram socket, which sends nothing.
-        asks = event == "socket.connect" and own.type == socket.SOCK_DGRAM
-        if isinstance(address, tuple) and not asks:
+        asks = event == "socket.connect" and arguments[0].type == socket.SOCK_DGRAM
+        if not asks and isinstance(address, tuple | str) and not str(address).startswith("/"):
             with open(os.environ["GUARD_LOG"], "a") as file:
-                file.write(f"{address[0]}\\n")
+                file.write(f"{address[0] if isinstance(address, tuple) else address}\\n")
 
 sys.addaudithook(listen)
 """
 
 
 def test_by_default_nothing_is_sent_anywhere(tmp_path: Path) -> None:
-    """Every Python process of a training, Ray's own included, writes down whom it connects to."""
+    """Every Python process of a cluster and of a training on it writes down whom it looks up and connects to."""
     (tmp_path / "sitecustomize.py").write_text(GUARD)
-    record = tmp_path / "addresses"
+    record, session = tmp_path / "addresses", Path(tempfile.mkdtemp(prefix="ray"))
     package = str(Path(trackers.__file__).parents[1])
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_USAGE_STATS_ENABLED"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_USAGE")}
+    sent = {name: value for name, value in SETTINGS.items() if name.startswith("RAY_USAGE")}  # as clusters/ export them
     environment |= {"PYTHONPATH": f"{tmp_path}:{package}", "GUARD_LOG": str(record)}
-    code = (
-        "import json, socket, sys\n"
-        "from pathlib import Path\n"
-        "from raydelta.config import load_config\n"
-        "from raydelta.tuning import train_expert\n"
-        "train_expert(load_config(overrides=json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
-        "import ray\n"
-        "from ray._common.usage.usage_lib import usage_stats_enabled\n"
-        "addresses = [node['NodeManagerAddress'] for node in ray.nodes()]\n"
-        "print(json.dumps({'statistics': usage_stats_enabled(), 'own': addresses}))\n"
-    )
-    command = [sys.executable, "-c", code, json.dumps(TINY), str(tmp_path / "runs")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout.splitlines()[-1])
-    assert answer["statistics"] is False
+    head = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", "--port=0"]
+    head += [f"--temp-dir={session}", "--dashboard-port=0"]
+    with (tmp_path / "ray.log").open("w") as output:
+        cluster = subprocess.Popen(head, stdout=output, stderr=output, start_new_session=True, env=environment | sent)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"--address='([^']+)'", (tmp_path / "ray.log").read_text())):
+            assert cluster.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
+            time.sleep(0.2)
+        command = [sys.executable, "-m", "raydelta.cli", "train", "expert", "--runs", str(tmp_path / "runs")]
+        joined = environment | {"RAY_ADDRESS": found.group(1)}
+        result = subprocess.run([*command, *TINY_ARGUMENTS], capture_output=True, text=True, env=joined, timeout=300)
+        assert result.returncode == 0, result.stderr
+        log = session / "session_latest" / "logs" / "dashboard_UsageStatsHead.log"
+        while "Usage reporting is disabled" not in (log.read_text() if log.exists() else ""):
+            assert time.monotonic() < deadline, "the statistics say that they are off"
+            time.sleep(0.2)
+    finally:
+        os.killpg(cluster.pid, signal.SIGTERM)
+        cluster.wait(timeout=60)
+        shutil.rmtree(session, ignore_errors=True)
     reached = set(record.read_text().split())
-    assert reached, "the guard hears the connections of Ray's own processes"
-    assert reached <= {"127.0.0.1", "localhost", "::1", "0.0.0.0", *answer["own"]}
+    own = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "None", socket.gethostname(), found.group(1).rpartition(":")[0]}
+    assert reached & own, "the guard hears the connections of Ray's own processes"
+    # In which cloud it is, Ray asks the machine's own host.
+    assert reached - own <= {"169.254.169.254", "metadata.google.internal"}
