@@ -42,6 +42,7 @@ from raydelta.strategies import (
     STRATEGIES,
     Networks,
     View,
+    alike,
     cell_means,
     choose_batch,
     class_means,
@@ -158,7 +159,10 @@ def choose(
     if strategy == "coverage" and grid != (1, 1):
         raise UserError("strategy 'coverage' compares whole images: leave --regions out, or take another one")
     pool = {sample.id: sample for sample in list_pool(job)}
-    scored = score_pool(job, strategy, grid)
+    if method.heat is alike and not method.diverse:  # nothing to ask the networks
+        scored = {"id": np.array(sorted(pool)), "scores": np.ones((len(pool), grid[0] * grid[1]))}
+    else:
+        scored = score_pool(job, strategy, grid)
     ids, scores, features = scored["id"].tolist(), scored["scores"], scored.get("features")
     rows = [row for row, name in enumerate(ids) if name in pool]
     weights = torch.ones(len(read_manifest(job.config.data.synthetic).taxonomy))

@@ -5,6 +5,7 @@ mIoU on the way; all trials share the expert and the images in the object store.
 stage, so a sweep that is run again repeats nothing. Selection looks at validation labels only.
 """
 
+import itertools
 import json
 import shutil
 import warnings
@@ -42,6 +43,7 @@ class Outcome:
     best: dict[str, Any] | None  # the searched fields of the best trial; None: nothing was searched
     best_miou: float | None  # on its validation labels, percent
     config: Path  # the whole of the best trial's config
+    findings: list[str]  # sentences about the table
     failed: list[str]
     pictures: Path | None
 
@@ -168,6 +170,7 @@ def _sweep_and_compare(
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
     from raydelta.methods import METHODS, Job, make_job
+    from raydelta.replay import draw_choices, replay, sum_up
     from raydelta.table import draw_strips, evaluate_on_ray
     from raydelta.workers import open_large_sets
 
@@ -187,9 +190,14 @@ def _sweep_and_compare(
         write_atomically(directory / "trials.json", json.dumps(results, indent=1))
     chosen = override(config, best["overrides"]) if best is not None else config
 
+    seeds = space.table.seeds or (chosen.seed,)
     jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
-    for seed in space.table.seeds or [chosen.seed]:
-        for budget in space.table.budgets or [chosen.labels.budget]:
+    if space.replay is not None:
+        jobs += replay(
+            space.replay, seeds, space.table.methods, override(chosen, {"labels.ids": None}), expert, train.finish
+        )
+    else:
+        for seed, budget in itertools.product(seeds, space.table.budgets or [chosen.labels.budget]):
             at = override(chosen, {"seed": seed, "labels.budget": budget})
             for name in space.table.methods:
                 method = METHODS[name]
@@ -207,7 +215,11 @@ def _sweep_and_compare(
     write_table(directory, rows)
     by_method = dict(jobs)
     pictures = directory / "strips.png"
-    if "guided" in by_method:
+    findings = []
+    if space.replay is not None:
+        findings = sum_up(space.replay, space.table.methods, rows)
+        draw_choices(space.replay, jobs, pictures)
+    elif "guided" in by_method:
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     return Outcome(
@@ -216,6 +228,7 @@ def _sweep_and_compare(
         best=best["overrides"] if best else None,
         best_miou=best["miou"] if best else None,
         config=directory / "best.yaml",
+        findings=findings,
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
     )
