@@ -43,11 +43,10 @@ from raydelta.strategies import (
     Networks,
     View,
     alike,
-    cell_means,
     choose_batch,
-    class_means,
     find_strategy,
     rarity_weights,
+    score,
 )
 from raydelta.workers import cause_of, find_place, get_or_cause
 
@@ -255,11 +254,7 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
 
 
 class Scorer:
-    """An actor of the pool: decoded rows → id, scores (cells), and what the strategy needs beside them.
-
-    A diverse one needs ``features`` (F). Where rare classes weigh more, the scores are by predicted class (cells, C),
-    and ``predicted`` (C) counts its pixels.
-    """
+    """An actor of the pool: decoded rows → id and what ``score`` says of them."""
 
     def __init__(self, job: Job, strategy: str, grid: tuple[int, int]) -> None:
         self.place, self.strategy, self.grid = _find_own_place(job), STRATEGIES[strategy], grid
@@ -269,15 +264,7 @@ class Scorer:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             view = View(self.networks, to_float(torch.from_numpy(batch["pixels"]).to(self.place.device)))
-            heat = self.strategy.heat(view)
-            found = {"scores": cell_means(heat, self.grid)}
-            if self.strategy.rare:
-                found["scores"] = class_means(heat, view.classes, self.classes, self.grid)
-                found["predicted"] = torch.stack(
-                    [seen.flatten().bincount(minlength=self.classes) for seen in view.classes]
-                )
-            if self.strategy.diverse:
-                found["features"] = view.features
+            found = score(self.strategy, view, self.classes, self.grid)
             return {"id": batch["id"]} | {name: values.cpu().numpy() for name, values in found.items()}
 
 

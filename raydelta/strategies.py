@@ -183,6 +183,22 @@ def class_means(heat: Tensor, classes: Tensor, count: int, grid: tuple[int, int]
     return cell_means(apart.flatten(0, 1), grid).unflatten(0, (images, count)).transpose(1, 2)
 
 
+def score(strategy: Strategy, view: View, classes: int, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """``scores`` (N, cells), and what choosing takes beside them: ``features`` (N, F) for a diverse strategy.
+
+    Where rare classes weigh more, the scores are by predicted class (N, cells, C), and ``predicted`` (N, C) counts its
+    pixels.
+    """
+    heat = strategy.heat(view)
+    found = {"scores": cell_means(heat, grid)}
+    if strategy.rare:
+        found["scores"] = class_means(heat, view.classes, classes, grid)
+        found["predicted"] = torch.stack([image.flatten().bincount(minlength=classes) for image in view.classes])
+    if strategy.diverse:
+        found["features"] = view.features
+    return found
+
+
 def choose_batch(
     scores: np.ndarray,
     sequences: np.ndarray,
