@@ -140,7 +140,7 @@ def note_of(metrics: dict[str, Any]) -> str:
 
 
 def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], int]:
-    """What a worker of a trial reserves, and how many trials may run at once.
+    """What a worker of a trial reserves, and how many trials fit the cluster as it is, or as the space limits them.
 
     Raises:
         UserError: the cluster can never give that.
@@ -182,6 +182,8 @@ def _sweep_and_compare(
     if streamed:  # workers that reserve every CPU would starve Ray Data for ever
         resources["CPU"] = resources["CPU"] / 2
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
+    elif space.resources.workers == 1:  # the drivers of several workers take no place, and would all start at once
+        concurrent = space.concurrent or 0
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space)
 
     results = train.sweep(directory / "sweep", resume) if space.search else []
@@ -270,7 +272,7 @@ class _Trainer:
     runs: Path
     large: dict[str, Any]
     resources: dict[str, float]
-    concurrent: int
+    concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
     space: Space
 
     def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
@@ -296,7 +298,9 @@ class _Trainer:
             from ray.tune.search.optuna import OptunaSearch
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            algorithm = ConcurrencyLimiter(OptunaSearch(seed=self.config.seed), max_concurrent=self.concurrent)
+            algorithm = OptunaSearch(seed=self.config.seed)
+            if self.concurrent:
+                algorithm = ConcurrencyLimiter(algorithm, max_concurrent=self.concurrent)
         tune_config = tune.TuneConfig(
             metric="miou",
             mode="max",
@@ -334,7 +338,7 @@ class _Trainer:
             return
         settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
         tune_config = tune.TuneConfig(
-            max_concurrent_trials=self.concurrent,
+            max_concurrent_trials=self.concurrent or None,
             reuse_actors=self.space.resources.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
