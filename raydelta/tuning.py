@@ -7,6 +7,7 @@ stage, so a sweep that is run again repeats nothing. Selection looks at validati
 
 import itertools
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ DRIVER = {"node:__internal_head__": 0.001}
 """What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
 the last worker from starting where workers need all CPUs."""
 
+
+ROOM = "run fewer trials at once (`concurrent`), or take a smaller batch or network"
 
 DRAWN = ("unguided", "guided", "joint training", "student")
 """Methods whose pictures stand beside each other after a run."""
@@ -455,5 +458,7 @@ def _last_line(error: BaseException) -> str:
 
     cause = cause_of(error)
     if isinstance(cause, OutOfMemoryError):  # its last lines are about Ray's settings
-        return "out of memory: its node had none left; run fewer trials at once (`concurrent`), or a smaller batch"
+        return f"out of memory: its node had none left; {ROOM}"
+    if found := re.search(r"(CUDA out of memory|can't allocate memory)[^.]*", str(cause)):  # torch's words for it
+        return f"out of memory: {found.group()}; {ROOM}"
     return str(cause).strip().splitlines()[-1]
