@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.common import describe_machine, write_json
 from benchmarks.faults_here import Result, damaged_checkpoint, disk_full, kills, prepare, storage_away
-from benchmarks.faults_on_ray import driver, head, joins, node, preemption, sweep, worker, worker_of_two
+from benchmarks.faults_on_ray import cluster_kills, driver, head, joins, node, preemption, sweep, worker, worker_of_two
 from raydelta.cluster import ensure_ray
 
 FAULTS: dict[str, Callable[..., Result]] = {
@@ -38,6 +38,7 @@ FAULTS: dict[str, Callable[..., Result]] = {
     "disk-full": disk_full,
     "damaged-checkpoint": damaged_checkpoint,
     "kills": kills,
+    "cluster-kills": cluster_kills,
 }
 BEGIN, END = "<!-- faults: {} -->", "<!-- end of faults -->"
 

@@ -6,21 +6,28 @@ Each brings one about and says what it cost; ``benchmarks.faults`` runs them and
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import torch
 import yaml
 
 from benchmarks.common import family_of
-from benchmarks.faults_here import SMALL, Result, expert, small
+from benchmarks.faults_here import SMALL, Result, contents, expert, small
 from raydelta.cluster import SETTINGS
 from raydelta.methods import Job
+from raydelta.workers import train_here
+
+DASHBOARD = {"include_dashboard": True, "dashboard_port": 0}
 
 
 def start_ray() -> None:
@@ -112,7 +119,7 @@ def without_node(job: Job, notice: float) -> tuple[int, list[int]]:
     from ray.cluster_utils import Cluster
 
     cluster, nodes = (
-        Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0}),
+        Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | DASHBOARD),
         [],
     )
     import ray
@@ -209,9 +216,7 @@ def head(folder: Path) -> Result:
     from ray.cluster_utils import Cluster
 
     def build() -> Any:
-        return Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": 0}
-        )
+        return Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | DASHBOARD)
 
     cluster = build()
     first = train_expert(folder, RAY_ADDRESS=cluster.address)
@@ -267,9 +272,7 @@ def joins(folder: Path) -> Result:
     """No loss but a gain: a node that joins while a sweep runs takes trials."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_port": 0}
-    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | DASHBOARD)
     space = {"search": {"guidance.weight": {"grid": [0.2, 0.3, 0.4, 0.5, 0.6]}}, "trials": 1, "scheduler": "none"}
     (folder / "space.yaml").write_text(yaml.safe_dump(space | {"table": {"methods": ["guided"]}}))
     fields = arguments_of(folder, **{"expert.steps": 20, "translator.steps": 400})
@@ -287,3 +290,53 @@ def joins(folder: Path) -> Result:
     assert at_once == 2, f"{at_once} trials at once"
     note = "takes trials: two at once where it was one"
     return {"fault": "a node that joins a sweep", "lost": None, "interval": 20, "note": note}
+
+
+def cluster_kills(folder: Path, count: int = 20) -> Result:
+    """SIGKILL at random moments for the command, the process that trains, or the node under it."""
+    from ray.cluster_utils import Cluster
+
+    torch.set_num_threads(1)
+    job = expert(folder, 240, 20)
+    train_here(job)
+    whole = contents(job.directory / "checkpoint")
+    shutil.rmtree(job.directory)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | DASHBOARD)
+    node = cluster.add_node(num_cpus=1)
+    random, finished, killed = Random(0), 0, Counter[str]()
+    process = train_expert(folder, RAY_ADDRESS=cluster.address)
+    while killed.total() < count:
+        time.sleep(random.uniform(0.5, 8))
+        if process.poll() is not None:  # by what was killed, or by itself
+            if job.done:
+                assert contents(job.directory / "checkpoint") == whole
+                shutil.rmtree(job.directory)
+                finished += 1
+            process = train_expert(folder, RAY_ADDRESS=cluster.address)
+            continue
+        victim = random.choice(("command", "training", "node"))
+        training = [pid for pid in family_of(process_of(node)) if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        if victim == "node":
+            cluster.remove_node(node, allow_graceful=False)
+            node = cluster.add_node(num_cpus=1)
+        elif victim == "command":
+            process.kill()
+        elif training:
+            os.kill(random.choice(training), signal.SIGKILL)
+        killed[victim] += victim != "training" or bool(training)
+    while not job.done:
+        if process.poll() is not None:
+            process = train_expert(folder, RAY_ADDRESS=cluster.address)
+        time.sleep(1)
+    process.wait()
+    assert contents(job.directory / "checkpoint") == whole
+    cluster.shutdown()
+    note = f"{finished + 1} trainings ended meanwhile and after, each bit for bit as without a kill ("
+    note += ", ".join(f"{times} × the {victim}" for victim, times in sorted(killed.items())) + ")"
+    return {"fault": f"{count} × kill -9 at random moments on a cluster", "lost": None, "interval": 20, "note": note}
+
+
+def process_of(node: Any) -> int:
+    """The process of a node's raylet, from which its workers descend."""
+    (information,) = node.all_processes["raylet"]
+    return int(information.process.pid)
