@@ -42,18 +42,28 @@ def write_json(path: str | None, content: dict[str, Any]) -> None:
         Path(path).write_text(json.dumps(content | {"options": options}, indent=1) + "\n")
 
 
-def memory_of_session(leader: int) -> float:
-    """Bytes (PSS) of every process that descends from the leader."""
-    parents, sizes = {}, {}
+def family_of(leader: int) -> set[int]:
+    """The leader and every process that descends from it."""
+    parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                rollup = (entry / "smaps_rollup").read_text()
-                sizes[int(entry.name)] = 1024 * int(rollup.split("\nPss:")[1].split()[0])
-            except (OSError, IndexError):
+            except OSError:
                 continue  # it ended while we looked
     family = {leader}
     while grown := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= grown
-    return float(sum(sizes.get(pid, 0) for pid in family))
+    return family
+
+
+def memory_of_session(leader: int) -> float:
+    """Bytes (PSS) of every process that descends from the leader."""
+    size = 0
+    for pid in family_of(leader):
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            size += 1024 * int(rollup.split("\nPss:")[1].split()[0])
+        except (OSError, IndexError):
+            continue  # it ended while we looked
+    return float(size)

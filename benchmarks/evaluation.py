@@ -1,25 +1,29 @@
-"""Evaluation against the bare networks on the same device: images a second through R2S, the expert and the counting.
+"""Evaluation and selection against the bare networks on the same device: images a second, with counting and scoring.
 
     python -m benchmarks.evaluation [--json FILE] [--images 128] [--rounds 5] [a.b=c ...]
 
-Bare is a loop that calls both networks on batches that lie on the device as floats already. Ratios are medians over
-rounds in which both are measured in turn.
+Bare is a loop that calls both networks on batches that lie on the device as floats already, prediction starts from the
+decoded bytes and ends with a class for every pixel. Ratios are medians over rounds in which all are measured in turn:
+evaluation's to the bare networks, a strategy's to prediction.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks.common import describe_machine, print_table, write_json
 from raydelta.config import load_config
+from raydelta.data.augment import to_float
 from raydelta.data.streams import Images
 from raydelta.evaluation import confusion_matrix
 from raydelta.expert import freeze
 from raydelta.networks import Generator, build_segmenter
+from raydelta.strategies import STRATEGIES, Networks, View, score
 from raydelta.workers import find_place
 
 CLASSES, BATCH = 11, 16
@@ -56,10 +60,30 @@ def main() -> None:
         if place.device.type == "cuda":
             torch.cuda.synchronize()
 
+    networks = Networks(
+        r2s=lambda x: r2s(x.to(place.dtype)).float().clamp(-1, 1),
+        s2r=lambda x: r2s(x.to(place.dtype)).float(),  # as large as the other one
+        expert=lambda x: ((logits := expert(x.to(place.dtype)).float()), logits.mean((2, 3))),
+    )
+
+    def through(use: Callable[[View], object]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                for start in range(0, options.images, BATCH):
+                    pixels = torch.from_numpy(images.pixels[start : start + BATCH]).to(place.device)
+                    use(View(networks, to_float(pixels)))
+            if place.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
     ways: dict[str, Callable[[], object]] = {
         "bare": bare,
         "evaluation": lambda: confusion_matrix(predict, images, CLASSES, place, BATCH),
+        "prediction": through(lambda view: view.classes.byte().cpu()),
     }
+    for name, strategy in STRATEGIES.items():
+        ways[name] = through(partial(score, strategy, classes=CLASSES, grid=(1, 1)))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(options.rounds + 1):
         for name, way in ways.items():
@@ -67,12 +91,15 @@ def main() -> None:
             way()
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
-    ratio = statistics.median(b / e for b, e in zip(seconds["bare"], seconds["evaluation"], strict=True))
+    against = {"evaluation": "bare"} | {name: "prediction" for name in STRATEGIES if name != "random"}
+    ratios = {
+        name: statistics.median(b / e for b, e in zip(seconds[other], seconds[name], strict=True))
+        for name, other in against.items()
+    }
     rates = {name: options.images / statistics.median(values) for name, values in seconds.items()}
-    print_table(("", "images/s"), rates.items())
-    print(f"evaluation at {ratio:.2f} of the bare networks' pace")
+    print_table(("", "images/s", "pace"), [(name, rate, ratios.get(name)) for name, rate in rates.items()])
     result = {"machine": describe_machine(place.device), "options": vars(options), "seconds": seconds}
-    write_json(options.json, result | {"ratios": {"evaluation": ratio}})
+    write_json(options.json, result | {"ratios": ratios})
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def tune(
     if outcome.best is not None:
         settings = ", ".join(f"{key} {_short(value)}" for key, value in outcome.best.items())
         print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
+    for finding in outcome.findings:
+        print(f"finding      {finding}")
     print(f"train again  raydelta train translator --runs {runs} --config {outcome.config}")
     for failure in outcome.failed:
         print(f"failed       {failure}")

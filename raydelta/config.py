@@ -144,6 +144,7 @@ class TranslatorConfig(Section):
     decay: Share = 0.5  # share of the steps, at the end, over which the rates fall to zero
     pool: Annotated[int, Field(ge=0)] = 50
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    start: str | None = None  # a finished translator in the same runs directory, by name, whose weights are the first
 
 
 class GuidanceConfig(Section):

@@ -106,7 +106,7 @@ class Job(BaseModel):
     config: Config  # data.synthetic and data.real are data sets on disk by now, not names of built-in ones
     directory: Path
     expert: Path | None = None
-    translator: "Job | None" = None  # whose S2R translates its synthetic images
+    translator: "Job | None" = None  # whose S2R translates its synthetic images; of a translator, where it starts
     student: "Job | None" = None  # where it starts
     members: tuple["Job", ...] = ()  # of the ensemble that it is, or that teaches it
 
@@ -173,6 +173,8 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     """
     recipe = RECIPES.get(kind)
     translator = student = None
+    if kind == "translator" and config.translator.start is not None:
+        translator = _find_start(config, runs)
     if recipe is not None and recipe.synthetic == "translated":
         at = override(config, UNGUIDED) if recipe.labels == "none" else config
         translator = make_job("translator", at, runs, expert)
@@ -186,6 +188,7 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
     if config.labels.ids is None:  # stages from before there was such a field keep their names
         tree["labels"].pop("ids")
+    tree["translator"].pop("start")  # it is a parent
     inputs["size"] = [config.data.width, config.data.height]
     inputs["precision"] = config.compute.precision
     inputs["format"] = checkpoint.FORMAT
@@ -211,6 +214,28 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         student=student,
         members=members,
     )
+
+
+def _find_start(config: Config, runs: Path) -> Job:
+    """The translator that ``translator.start`` names.
+
+    Raises:
+        UserError: it is none, not finished, or its networks are others.
+    """
+    name = config.translator.start
+    assert name is not None
+    if not is_plain(name) or "/" in name:
+        raise UserError(f"translator.start = {name!r}: give the name of a translator's directory in {runs}")
+    job = read_job(runs / name)
+    if job.kind != "translator":
+        raise UserError(f"translator.start = {name!r}: is a finished {job.kind}, not a translator")
+    for section in ("generator", "discriminator"):
+        if getattr(job.config, section) != getattr(config, section):
+            raise UserError(
+                f"translator.start = {name!r}: has another {section} ({getattr(job.config, section)}); set {section}.* "
+                "to the same"
+            )
+    return job
 
 
 def _sections(kind: Kind, recipe: Recipe | None) -> list[str]:
@@ -260,6 +285,9 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
     if job.kind == "translator":
         assert job.expert is not None
         training = TranslatorTraining(config, freeze(load_segmenter(job.expert, classes)), place)
+        if job.translator is not None:
+            for name, network in training.networks().items():
+                network.load_state_dict(checkpoint.read_weights(job.translator.directory / "checkpoint", name))
     elif job.kind == "expert":
         training = SegmenterTraining(build_segmenter(config.segmenter, classes), config.expert.learning_rate, place)
         images = sets["synthetic"]

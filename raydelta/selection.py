@@ -2,7 +2,8 @@
 
 The pool are the photographs of the training split whose label the run has not used. It streams through an actor pool of
 Ray Data, and only scores and small feature vectors come back, so memory does not grow with the pixels. No label is
-read, and no other split. A selection that was killed leaves nothing: a rerun scores again, at the speed of prediction.
+read, and no other split. Scores are kept beside the translator as they come: a selection that was killed goes on, and
+one of another size asks the networks nothing.
 
 Not here: the strategies (strategies), and what becomes of the new labels (labels).
 """
@@ -12,6 +13,7 @@ import io
 import json
 import logging
 import shlex
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from torch import Tensor
 from raydelta.cluster import ensure_ray
 from raydelta.config import GuidanceConfig, load_config
 from raydelta.data.augment import to_float, to_uint8
-from raydelta.data.shards import Sample, is_plain, list_ids, read_manifest, read_rows
+from raydelta.data.shards import Sample, data_fingerprint, is_plain, list_ids, read_manifest, read_rows
 from raydelta.data.streams import load_images, scan_rows
 from raydelta.errors import UserError
 from raydelta.expert import freeze
@@ -35,15 +37,16 @@ from raydelta.methods import Job, label_ids, load_generator, load_segmenter, mak
 from raydelta.pictures import colourise, heat, outline, strip
 from raydelta.place import Place
 from raydelta.progress import Progress
-from raydelta.stages import write_atomically
+from raydelta.stages import fingerprint, write_atomically
 from raydelta.strategies import (
     STRATEGIES,
     Networks,
     View,
-    cell_means,
+    alike,
     choose_batch,
     find_strategy,
     rarity_weights,
+    score,
 )
 from raydelta.workers import cause_of, find_place, get_or_cause
 
@@ -51,7 +54,7 @@ WINDOW = 5
 """Frames: of this many that follow each other in a sequence, a batch holds one."""
 
 BATCH = 16
-SAMPLED = 256  # photographs of the pool, at most, that say how common the classes are
+KEPT_EVERY = 20.0  # seconds of scoring, at most, that a killed selection loses
 DRAWN = 24  # rows of the contact sheet, at most
 
 
@@ -155,14 +158,18 @@ def choose(
     if strategy == "coverage" and grid != (1, 1):
         raise UserError("strategy 'coverage' compares whole images: leave --regions out, or take another one")
     pool = {sample.id: sample for sample in list_pool(job)}
+    if method.heat is alike and not method.diverse:  # nothing to ask the networks
+        scored = {"id": np.array(sorted(pool)), "scores": np.ones((len(pool), grid[0] * grid[1]))}
+    else:
+        scored = score_pool(job, strategy, grid)
+    ids, scores, features = scored["id"].tolist(), scored["scores"], scored.get("features")
+    rows = [row for row, name in enumerate(ids) if name in pool]
     weights = torch.ones(len(read_manifest(job.config.data.synthetic).taxonomy))
     if method.rare:
-        sampled = sorted(pool)[:: -(-len(pool) // SAMPLED)]
-        weights = rarity_weights(_on_ray(count_predictions, job, sampled).double()).float()
-    ids, scores, features = score_pool(job, strategy, weights, grid)
+        weights = rarity_weights(torch.from_numpy(scored["predicted"][rows]).sum(0).double()).float()
+        scores = scores @ weights.numpy()
 
     places = sequence_places(list_ids(job.config.data.real, "train"))
-    rows = [row for row, name in enumerate(ids) if name in pool]
     bought = set(label_ids(job)[0])
     labelled = [row for row, name in enumerate(ids) if name in bought]
     chosen = choose_batch(
@@ -191,54 +198,74 @@ def sequence_places(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
     }
 
 
-def score_pool(
-    job: Job, strategy: str, weights: Tensor, grid: tuple[int, int]
-) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Ids (sorted), scores (N, cells) and, if the strategy is diverse, features (N, F) of the whole training split."""
+def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What ``Scorer`` says of every photograph of the training split, by id."""
     import ray
     from ray.data import ActorPoolStrategy
 
     data, total = job.config.data, ray.cluster_resources()
     gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
     split = read_manifest(data.real).splits["train"]
-    scored = scan_rows(data.real, "train", (data.width, data.height)).map_batches(
-        Scorer,
-        fn_constructor_args=(job, strategy, weights, grid),
-        batch_size=BATCH,
-        compute=ActorPoolStrategy(size=min(gpus or cpus, len(split.shards))),
-        num_gpus=1 if gpus else 0,
-        num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
-    )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and warnings of progress bars would hide ours
-    progress = Progress("selection")
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    try:
-        for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
-            for name, values in batch.items():
-                parts[name].append(values)
-            progress.update(sum(map(len, parts["id"])), split.rows, "photographs scored")
-    except ray.exceptions.RayError as error:
-        raise cause_of(error) from None
-    progress.finish(f"{split.rows} photographs scored with {strategy}")
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    order = np.argsort(whole["id"])
-    features = whole["features"][order] if "features" in whole else None
-    return [str(name) for name in whole["id"][order]], whole["scores"][order], features
+    kept = job.directory / "scores" / fingerprint([strategy, grid, data_fingerprint(data.real)])
+    parts = [_read_part(path) for path in sorted(kept.glob("*.npz"))]
+    done = {name for part in parts for name in part["id"].tolist()}
+    if len(done) < split.rows:
+        scored = scan_rows(data.real, "train", (data.width, data.height), done).map_batches(
+            Scorer,
+            fn_constructor_args=(job, strategy, grid),
+            batch_size=BATCH,
+            compute=ActorPoolStrategy(size=min(gpus or cpus, len(split.shards))),
+            num_gpus=1 if gpus else 0,
+            num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
+        )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and warnings of progress bars would hide ours
+        progress, fresh, last = Progress("selection"), list[dict[str, np.ndarray]](), time.monotonic()
+        try:
+            for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
+                fresh.append(batch)
+                done.update(batch["id"].tolist())
+                progress.update(len(done), split.rows, "photographs scored")
+                if len(done) == split.rows or time.monotonic() - last > KEPT_EVERY:
+                    parts.append(_keep_part(kept / f"{len(parts):05}.npz", fresh))
+                    fresh, last = [], time.monotonic()
+        except ray.exceptions.RayError as error:
+            raise cause_of(error) from None
+        progress.finish(f"{split.rows} photographs scored with {strategy}")
+    whole = _joined(parts)
+    return {name: values[np.argsort(whole["id"])] for name, values in whole.items()}
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _keep_part(path: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    part = _joined(batches)
+    part["id"] = part["id"].astype(str)  # as objects they would be pickled
+    content = io.BytesIO()
+    np.savez(content, **part)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
+    return part
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as part:
+        return dict(part)
 
 
 class Scorer:
-    """An actor of the pool: decoded rows → id, scores and features."""
+    """An actor of the pool: decoded rows → id and what ``score`` says of them."""
 
-    def __init__(self, job: Job, strategy: str, weights: Tensor, grid: tuple[int, int]) -> None:
+    def __init__(self, job: Job, strategy: str, grid: tuple[int, int]) -> None:
         self.place, self.strategy, self.grid = _find_own_place(job), STRATEGIES[strategy], grid
-        self.networks, self.weights = load_networks(job, self.place), weights.to(self.place.device)
+        self.networks = load_networks(job, self.place)
+        self.classes = len(read_manifest(job.config.data.synthetic).taxonomy)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            images = to_float(torch.from_numpy(batch["pixels"]).to(self.place.device))
-            view = View(self.networks, images, self.weights)
-            scored = {"id": batch["id"], "scores": cell_means(self.strategy.heat(view), self.grid).cpu().numpy()}
-            return scored | ({"features": view.features.cpu().numpy()} if self.strategy.diverse else {})
+            view = View(self.networks, to_float(torch.from_numpy(batch["pixels"]).to(self.place.device)))
+            found = score(self.strategy, view, self.classes, self.grid)
+            return {"id": batch["id"]} | {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def load_networks(job: Job, place: Place) -> Networks:
@@ -255,18 +282,6 @@ def load_networks(job: Job, place: Place) -> Networks:
 
     r2s, s2r = (load_generator(job.directory, name, place) for name in ("r2s_ema", "s2r_ema"))
     return Networks(r2s, s2r, expert)
-
-
-def count_predictions(job: Job, ids: list[str]) -> Tensor:
-    """How many pixels of some photographs are predicted as each class, (C,)."""
-    place, counts = _find_own_place(job), torch.zeros(0)
-    networks = load_networks(job, place)
-    with torch.inference_mode():
-        for images in _load(job, ids, place).split(BATCH):
-            logits = networks.expert(networks.r2s(images))[0]
-            found = torch.bincount(logits.max(1).indices.flatten(), minlength=logits.shape[1]).cpu()
-            counts = found if len(counts) == 0 else counts + found
-    return counts
 
 
 def _load(job: Job, ids: list[str], place: Place) -> Tensor:
@@ -313,14 +328,14 @@ def _draw_here(
     rows, heats = [], []
     with torch.inference_mode():
         for choice in choices:
-            view = View(networks, _load(job, [choice.id], place), weights.to(place.device))
+            view = View(networks, _load(job, [choice.id], place))
             real, translated = (
                 to_uint8(part)[0].permute(1, 2, 0).cpu().numpy() for part in (view.images, view.translated)
             )
             if grid:
                 real = outline(real, cell_box(choice.cell, grid, size))
             rows.append([real, translated, colourise(view.classes[0].byte().cpu().numpy(), taxonomy)])
-            heats.append(STRATEGIES[strategy].heat(view)[0].cpu().numpy())
+            heats.append((STRATEGIES[strategy].heat(view) * weights.to(place.device)[view.classes])[0].cpu().numpy())
     hottest = float(np.quantile(heats, 0.99)) or 1.0  # one pixel must not leave all others dark
     for row, values in zip(rows, heats, strict=True):
         row.append(heat(row[0], (values / hottest).clip(0, 1)))

@@ -86,6 +86,27 @@ class TableConfig(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: the best trial's
 
 
+StrategyName = Literal[
+    "combined", "random", "entropy", "margin", "ripu", "disagreement", "reconstruction", "coverage", "rarity"
+]
+"""How photographs are chosen; what each is stands in ``strategies.STRATEGIES``."""
+
+
+class ReplayConfig(Section):
+    """Labels bought round by round, on photographs whose labels are known, in place of seeded ones for the table."""
+
+    strategies: tuple[StrategyName, ...] = ("random", "combined")
+    budgets: Annotated[tuple[Positive, ...], Field(min_length=2)] = (8, 16, 32, 64)  # labels after each round
+    steps: Positive | None = None  # of a round, from the last one's weights; None: every round is trained anew
+    window: Positive = 5  # of so many frames that follow each other, a round buys one
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"replay.budgets = {list(self.budgets)}: every round has to add labels")
+        return self
+
+
 class Space(Section):
     """A search space file."""
 
@@ -99,6 +120,16 @@ class Space(Section):
     concurrent: Positive | None = None  # at most so many at once; None: what fits
     resources: Resources = Resources()
     table: TableConfig = TableConfig()
+    replay: ReplayConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_labels(self) -> Self:
+        if self.replay is not None and self.table.budgets is not None:
+            raise ValueError("table.budgets: replay.budgets says how many labels there are; leave one of them out")
+        unbought = set(self.table.methods) & {"unguided", "translated only", "oracle"}
+        if self.replay is not None and unbought:
+            raise ValueError(f"table.methods: {', '.join(sorted(unbought))}: a replay compares what bought labels do")
+        return self
 
     @model_validator(mode="after")
     def _searchable(self) -> Self:

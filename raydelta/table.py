@@ -30,14 +30,15 @@ def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress
     import ray
 
     evaluate = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_job)
-    pending = {evaluate.remote(method, job): index for index, (method, job) in enumerate(jobs)}
-    done: dict[int, list[Row]] = {}
+    distinct = {job.directory: (method, job) for method, job in jobs}
+    pending = {evaluate.remote(method, job): directory for directory, (method, job) in distinct.items()}
+    done: dict[Path, list[Row]] = {}
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
         for reference in ready:
             done[pending.pop(reference)] = get_or_cause(reference)
-        progress.update(len(done), len(jobs), "models")
-    return [row for index in sorted(done) for row in done[index]]
+        progress.update(len(done), len(distinct), "models")
+    return [row.model_copy(update={"method": method}) for method, job in jobs for row in done[job.directory]]
 
 
 def evaluate_job(method: str, job: Job) -> list[Row]:

@@ -36,8 +36,9 @@ class Training(Protocol):
     def load_rank_state(self, state: dict[str, Any]) -> None: ...
 
 
-Report = Callable[[dict[str, Any], Path | None], None]
-"""Called by every rank with the metrics since the last call and, at times, the directory of a new checkpoint."""
+Report = Callable[[dict[str, Any], Path | None], bool | None]
+"""Called by every rank with the metrics since the last call and, at times, the directory of a new checkpoint; whether
+the next one has to bring a checkpoint, as this machine is about to be taken away, the same on every rank."""
 
 
 REMEDY = "lower the learning rate, or set compute.precision=fp32"
@@ -86,7 +87,7 @@ def train(
         augment: (stream name, images, labels) → float batch, on the device.
         validate: metrics of the training as it is now; called by every rank before a report.
         report: called every ``compute.report_every`` steps and after the last, with a checkpoint every
-            ``compute.checkpoint_every`` steps and after the last.
+            ``compute.checkpoint_every`` steps, after the last, and while it says that this machine is about to leave.
 
     Raises:
         TrainingError: a loss is not finite on some rank; every rank raises it, and it names term, rank and step.
@@ -98,7 +99,7 @@ def train(
     flops = _Flops()
     if compute.compile:
         training.compile()
-    timers, losses = Timers(), _Losses(place, first)
+    timers, losses, leaving = Timers(), _Losses(place, first), False
 
     for step in range(first, steps):
         with timers.phase("data"):
@@ -110,8 +111,9 @@ def train(
 
         number = step + 1
         last = number == steps
-        saves = last or number % compute.checkpoint_every == 0
-        if not (last or saves or number % compute.report_every == 0):
+        reports = last or number % compute.report_every == 0
+        saves = last or number % compute.checkpoint_every == 0 or (reports and leaving)
+        if not (reports or saves):
             continue
         with timers.phase("step"):
             metrics: dict[str, Any] = {"step": number, "steps": steps} | losses.take(number)
@@ -124,9 +126,8 @@ def train(
                 with timers.phase("checkpoint"):
                     _save(directory, kind, metrics, config, training, streams, place)
             images = sum(len(drawn[name][0]) for name in drawn) * place.world
-            report(
-                metrics | _pace(timers.take(), number - losses.take_first(number), images, flops.per_step), directory
-            )
+            pace = _pace(timers.take(), number - losses.take_first(number), images, flops.per_step)
+            leaving = bool(report(metrics | pace, directory))
 
 
 def hash_seed(*parts: int) -> int:

@@ -5,7 +5,9 @@ mIoU on the way; all trials share the expert and the images in the object store.
 stage, so a sweep that is run again repeats nothing. Selection looks at validation labels only.
 """
 
+import itertools
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -34,6 +36,8 @@ DRIVER = {"node:__internal_head__": 0.001}
 the last worker from starting where workers need all CPUs."""
 
 
+ROOM = "run fewer trials at once (`concurrent`), or take a smaller batch or network"
+
 DRAWN = ("unguided", "guided", "joint training", "student")
 """Methods whose pictures stand beside each other after a run."""
 
@@ -47,6 +51,7 @@ class Outcome:
     best: dict[str, Any] | None  # the searched fields of the best trial; None: nothing was searched
     best_miou: float | None  # on its validation labels, percent
     config: Path  # the whole of the best trial's config
+    findings: list[str]  # sentences about the table
     failed: list[str]
     pictures: Path | None
 
@@ -171,7 +176,7 @@ def note_of(metrics: dict[str, Any]) -> str:
 
 
 def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], int]:
-    """What a worker of a trial reserves, and how many trials may run at once.
+    """What a worker of a trial reserves, and how many trials fit the cluster as it is, or as the space limits them.
 
     Raises:
         UserError: the cluster can never give that.
@@ -201,6 +206,7 @@ def _sweep_and_compare(
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
     from raydelta.methods import METHODS, Job, make_job
+    from raydelta.replay import draw_choices, replay, sum_up
     from raydelta.table import draw_strips, evaluate_on_ray
     from raydelta.workers import open_large_sets
 
@@ -214,6 +220,8 @@ def _sweep_and_compare(
     if streamed:  # workers that reserve every CPU would starve Ray Data for ever
         resources["CPU"] = resources["CPU"] / 2
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
+    elif space.resources.workers == 1:  # the drivers of several workers take no place, and would all start at once
+        concurrent = space.concurrent or 0
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
 
     results = train.sweep(directory / "sweep", resume) if space.search else []
@@ -222,9 +230,14 @@ def _sweep_and_compare(
         write_atomically(directory / "trials.json", json.dumps(results, indent=1))
     chosen = override(config, best["overrides"]) if best is not None else config
 
+    seeds = space.table.seeds or (chosen.seed,)
     jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
-    for seed in space.table.seeds or [chosen.seed]:
-        for budget in space.table.budgets or [chosen.labels.budget]:
+    if space.replay is not None:
+        jobs += replay(
+            space.replay, seeds, space.table.methods, override(chosen, {"labels.ids": None}), expert, train.finish
+        )
+    else:
+        for seed, budget in itertools.product(seeds, space.table.budgets or [chosen.labels.budget]):
             at = override(chosen, {"seed": seed, "labels.budget": budget})
             for name in space.table.methods:
                 method = METHODS[name]
@@ -242,17 +255,22 @@ def _sweep_and_compare(
     write_table(directory, rows)
     by_method = dict(jobs)
     pictures = directory / "strips.png"
-    if "guided" in by_method:
+    findings = []
+    if space.replay is not None:
+        findings = sum_up(space.replay, space.table.methods, rows)
+        draw_choices(space.replay, jobs, pictures)
+    elif "guided" in by_method:
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     trials = [_job({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
-    _show_all(directory, config, [*trials, *by_method.values()], rows, best, gpus)
+    _show_all(directory, config, [*trials, *(job for _, job in jobs)], rows, best, gpus)
     return Outcome(
         directory=directory,
         rows=rows,
         best=best["overrides"] if best else None,
         best_miou=best["miou"] if best else None,
         config=directory / "best.yaml",
+        findings=findings,
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
     )
@@ -318,7 +336,7 @@ class _Trainer:
     runs: Path
     large: dict[str, Any]
     resources: dict[str, float]
-    concurrent: int
+    concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
     space: Space
     name: str  # of the sweep
 
@@ -345,7 +363,9 @@ class _Trainer:
             from ray.tune.search.optuna import OptunaSearch
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            algorithm = ConcurrencyLimiter(OptunaSearch(seed=self.config.seed), max_concurrent=self.concurrent)
+            algorithm = OptunaSearch(seed=self.config.seed)
+            if self.concurrent:
+                algorithm = ConcurrencyLimiter(algorithm, max_concurrent=self.concurrent)
         tune_config = tune.TuneConfig(
             metric="miou",
             mode="max",
@@ -383,7 +403,7 @@ class _Trainer:
             return
         settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
         tune_config = tune.TuneConfig(
-            max_concurrent_trials=self.concurrent,
+            max_concurrent_trials=self.concurrent or None,
             reuse_actors=self.space.resources.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
@@ -468,5 +488,7 @@ def _last_line(error: BaseException) -> str:
 
     cause = cause_of(error)
     if isinstance(cause, OutOfMemoryError):  # its last lines are about Ray's settings
-        return "out of memory: its node had none left; run fewer trials at once (`concurrent`), or a smaller batch"
+        return f"out of memory: its node had none left; {ROOM}"
+    if found := re.search(r"(CUDA out of memory|can't allocate memory)[^.]*", str(cause)):  # torch's words for it
+        return f"out of memory: {found.group()}; {ROOM}"
     return str(cause).strip().splitlines()[-1]

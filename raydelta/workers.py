@@ -138,14 +138,24 @@ def _train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[s
     working, runs = working_directory(job), job.directory.parent
     runs.mkdir(parents=True, exist_ok=True)
 
-    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
         # The last is published and not kept: a training that went on from it would have nothing left to report.
         if checkpoint is not None and metrics["step"] < metrics["steps"]:
             patiently(runs, partial(keep_checkpoint, checkpoint, working))
         publish_if_last(job, metrics, checkpoint)
         on_report(metrics)
+        return _node_leaves()
 
     run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
+
+
+def _node_leaves() -> bool:
+    """Whether the node of this process is being drained, as when a spot instance gets its notice."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
 
 
 def _trainer(
@@ -284,7 +294,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
     large = {name: ray.get(reference) for name, reference in settings["held"].items()}
     large |= {name: ray.train.get_dataset_shard(name) for name in job.large_sets if name not in large}
 
-    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
         if place.rank == 0:
             publish_if_last(job, metrics, checkpoint)
             record_training(job.kind, job.directory.name, metrics)
@@ -292,6 +302,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
         ray.train.report(
             metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
         )
+        return ray.train.get_preemption_info() is not None
 
     try:
         run_loop(job, large, place, report, _last_of_run(place.rank))

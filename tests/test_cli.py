@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.data.test_formats import build
-from tests.tiny import TINY_ARGUMENTS
+from tests.tiny import TINY_ARGUMENTS, kill_family
 
 COMMAND = [sys.executable, "-m", "raydelta.cli"]
 
@@ -70,8 +70,7 @@ def test_a_running_cluster_is_found_and_used(tmp_path: Path) -> None:
         assert str(session) in errors
     finally:
         os.environ.pop("RAY_ADDRESS", None)
-        os.killpg(cluster.pid, signal.SIGTERM)
-        cluster.wait(timeout=60)
+        kill_family(cluster)
         shutil.rmtree(session, ignore_errors=True)
 
 

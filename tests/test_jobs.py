@@ -24,7 +24,7 @@ import yaml
 
 from raydelta import jobs
 from raydelta.errors import UserError
-from tests.tiny import TINY_ARGUMENTS
+from tests.tiny import TINY_ARGUMENTS, kill_family
 
 COMMAND = [sys.executable, "-m", "raydelta.cli"]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -94,8 +94,7 @@ def addresses(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         assert found
         yield f"http://127.0.0.1:{port}", found.group(1)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        kill_family(process)
         shutil.rmtree(session, ignore_errors=True)
 
 

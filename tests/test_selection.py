@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from raydelta import cli
+from raydelta import cli, selection
 from raydelta.config import Config, load_config, override, save_config
 from raydelta.data.augment import to_float
 from raydelta.data.shards import Sample, read_rows
@@ -26,7 +26,6 @@ from raydelta.selection import (
     cell_box,
     check_count,
     choose,
-    count_predictions,
     find_translator,
     list_pool,
     score_pool,
@@ -42,7 +41,6 @@ from tests.tiny import TINY
 torch.set_num_threads(1)
 
 CLASSES = len(CAMVID11)
-EVEN = torch.ones(CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +85,15 @@ def unused(job: Job) -> set[str]:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_scores_images_and_cells(translator: Job, name: str) -> None:
     batch = pixels_of(translator)
-    whole = Scorer(translator, name, EVEN, (1, 1))(batch)
-    cells = Scorer(translator, name, EVEN, (4, 2))(batch)
-    assert (whole["scores"].shape, cells["scores"].shape) == ((REAL, 1), (REAL, 8))
+    whole = Scorer(translator, name, (1, 1))(batch)
+    cells = Scorer(translator, name, (4, 2))(batch)
+    classes = (CLASSES,) * STRATEGIES[name].rare
+    assert (whole["scores"].shape, cells["scores"].shape) == ((REAL, 1, *classes), (REAL, 8, *classes))
     assert np.allclose(cells["scores"].mean(1), whole["scores"][:, 0], atol=1e-5)
     assert np.isfinite(whole["scores"]).all()
     assert ("features" in whole) == STRATEGIES[name].diverse
     if name not in ("random", "coverage", "ripu", "combined"):  # where this expert sees one class, nothing is impure
-        assert len(np.unique(whole["scores"])) > REAL // 2
+        assert len(np.unique(whole["scores"].reshape(REAL, -1).sum(1))) > REAL // 2
 
 
 def test_scores_are_those_of_the_model_that_is_evaluated(translator: Job) -> None:
@@ -103,21 +102,40 @@ def test_scores_are_those_of_the_model_that_is_evaluated(translator: Job) -> Non
     logits = load_model(translator, place).predict(to_float(torch.from_numpy(batch["pixels"])))
     shares = logits.softmax(1)
     expected = -(shares * shares.log()).sum(1).mean((1, 2)) / np.log(CLASSES)
-    scored = Scorer(translator, "entropy", EVEN, (1, 1))(batch)
-    assert np.allclose(scored["scores"][:, 0], expected.detach(), atol=1e-5)
-    counts = count_predictions(translator, list(batch["id"]))
-    assert torch.equal(counts, torch.bincount(logits.argmax(1).flatten(), minlength=CLASSES))
+    assert np.allclose(Scorer(translator, "entropy", (1, 1))(batch)["scores"][:, 0], expected.detach(), atol=1e-5)
+    rare = Scorer(translator, "rarity", (1, 1))(batch)
+    assert np.allclose(rare["scores"].sum(-1)[:, 0], expected.detach(), atol=1e-5), "as if no class were rare"
+    assert (rare["predicted"].sum(0) == torch.bincount(logits.argmax(1).flatten(), minlength=CLASSES).numpy()).all()
 
 
 def test_a_pool_scored_over_ray_is_the_same_as_here(ray_session: None, translator: Job) -> None:
-    ids, scores, features = score_pool(translator, "coverage", EVEN, (1, 1))
+    scored = score_pool(translator, "coverage", (1, 1))
     batch = pixels_of(translator)
-    assert ids == sorted(batch["id"])
-    here = Scorer(translator, "coverage", EVEN, (1, 1))(batch)
+    assert scored["id"].tolist() == sorted(batch["id"])
+    here = Scorer(translator, "coverage", (1, 1))(batch)
     order = np.argsort(batch["id"])
-    assert np.array_equal(scores, here["scores"][order])
-    assert features is not None
-    assert np.allclose(features, here["features"][order], atol=1e-5)
+    assert np.array_equal(scored["scores"], here["scores"][order])
+    assert np.allclose(scored["features"], here["features"][order], atol=1e-5)
+
+
+def test_a_killed_selection_scores_only_what_is_left(
+    ray_session: None, translator: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score_pool(translator, "margin", (2, 1))
+    (kept,) = (path for path in translator.directory.glob("scores/*/*.npz") if len(np.load(path)["scores"][0]) == 2)
+    with np.load(kept) as part:
+        earlier = {name: values[:7] for name, values in part.items()}
+    np.savez(kept, **earlier)
+    again = score_pool(translator, "margin", (2, 1))
+    with np.load(kept.with_name("00001.npz")) as part:
+        assert sorted([*part["id"], *earlier["id"]]) == whole["id"].tolist()
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+
+    def scan(*arguments: Any) -> None:
+        raise AssertionError("everything is scored")
+
+    monkeypatch.setattr(selection, "scan_rows", scan)
+    score_pool(translator, "margin", (2, 1))
 
 
 def test_images_are_chosen_and_written_for_the_tools(ray_session: None, translator: Job, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_the_default_space_searches_what_the_readme_says() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"replay": {"budgets": [8, 8]}}, r"replay.budgets = \[8, 8\]: every round has to add labels"),
+        ({"replay": {"strategies": ["best"]}}, "'best': Input should be 'combined', 'random'"),
+        ({"replay": {}, "table": {"budgets": [8]}}, "table.budgets: replay.budgets says how many labels there are"),
+        (
+            {"replay": {}, "table": {"methods": ["oracle"]}},
+            "table.methods: oracle: a replay compares what bought labels",
+        ),
         ({"sarch": {}}, "unknown field 'sarch'; allowed here: config, search"),
         ({"search": {"guidance.wight": {"grid": [0.1]}}}, r"search\.guidance\.wight: unknown field 'guidance\.wight'"),
         ({"search": {"guidance.weight": {"uniform": [0.5, 1.5]}}}, r"guidance\.weight = 1\.5"),

@@ -277,7 +277,7 @@ def test_by_default_nothing_is_sent_anywhere(tmp_path: Path) -> None:
         joined = environment | {"RAY_ADDRESS": found.group(1)}
         result = subprocess.run([*command, *TINY_ARGUMENTS], capture_output=True, text=True, env=joined, timeout=300)
         assert result.returncode == 0, result.stderr
-        log = session / "session_latest" / "logs" / "dashboard_UsageStatsHead.log"
+        log = session / "session_latest" / "logs" / "dashboard.log"
         while "Usage reporting is disabled" not in (log.read_text() if log.exists() else ""):
             assert time.monotonic() < deadline, "the statistics say that they are off"
             time.sleep(0.2)

@@ -50,6 +50,7 @@ class Run:
     place: Place = HERE
     start_seed: int = 0
     stop_after: int | None = None
+    leaves_after: int = 10**9  # the step from which on its machine is about to be taken away
     damage: Callable[[str, Tensor, int], Tensor] = lambda name, images, drawn: images
     reports: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: dict[int, Path] = field(default_factory=dict)
@@ -97,13 +98,14 @@ class Run:
         confusion = confusion_matrix(self.training.predictor(), images_of(2, 7), CLASSES, HERE)
         return {"miou": mean_iou(class_ious(confusion))}
 
-    def report(self, metrics: dict[str, Any], directory: Path | None) -> None:
+    def report(self, metrics: dict[str, Any], directory: Path | None) -> bool:
         self.reports.append(metrics)
         if directory is not None:
             self.checkpoints[metrics["step"]] = self.folder / f"{self.kind}-{metrics['step']}"
             shutil.copytree(directory, self.checkpoints[metrics["step"]])
         if metrics["step"] == self.stop_after:
             raise KeyboardInterrupt
+        return metrics["step"] >= self.leaves_after
 
 
 def same(first: Any, second: Any) -> bool:
@@ -249,6 +251,13 @@ def test_reports_and_checkpoints_come_when_they_are_due_and_at_the_end(tmp_path:
     assert [checkpoint.read_meta(path)["step"] for path in run.checkpoints.values()] == [5, 7]
     assert checkpoint.read_meta(run.checkpoints[7])["kind"] == "expert"
     assert checkpoint.read_config(run.checkpoints[7]) == run.config
+
+
+def test_on_a_machine_that_is_about_to_leave_every_report_brings_a_checkpoint(tmp_path: Path) -> None:
+    overrides = ("compute.report_every=2", "compute.checkpoint_every=100")
+    run = Run(tmp_path, overrides=overrides, leaves_after=4).train(9)
+    assert [report["step"] for report in run.reports] == [2, 4, 6, 8, 9]
+    assert list(run.checkpoints) == [6, 8, 9]
 
 
 def test_a_report_says_how_good_and_how_fast(tmp_path: Path) -> None:

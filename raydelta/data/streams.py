@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -203,25 +205,35 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
     return rows.map_batches(_decode_shards(uri, size, labels), batch_size=None, num_cpus=0.5)
 
 
-def scan_rows(uri: str, split: str, size: tuple[int, int]) -> Any:
-    """A split once, in any order, as a Ray Data set of decoded rows (columns id, pixels); no label is read."""
+def scan_rows(uri: str, split: str, size: tuple[int, int], without: Collection[str] = ()) -> Any:
+    """A split once, in any order, as a Ray Data set of decoded rows (columns id, pixels); no label is read.
+
+    Args:
+        without: ids of rows to leave out.
+    """
     import ray.data
 
     shards = [{"shard": path} for path in shard_paths(uri, split)]
     rows = ray.data.from_items(shards, override_num_blocks=len(shards))
-    return rows.map_batches(_decode_shards(uri, size, labels=False, ids=True), batch_size=None, num_cpus=0.5)
+    decode_shards = _decode_shards(uri, size, labels=False, ids=True, without=without)
+    return rows.map_batches(decode_shards, batch_size=None, num_cpus=0.5)
 
 
 def _decode_shards(
-    uri: str, size: tuple[int, int], labels: bool, ids: bool = False
+    uri: str, size: tuple[int, int], labels: bool, ids: bool = False, without: Collection[str] = ()
 ) -> Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]:
     """A function from shards to their decoded rows, a group at a time."""
     columns = ["id", "image", *(["label"] if labels else [])]
     classes = len(read_manifest(uri).taxonomy)
+    unwanted = pa.array(sorted(without), pa.string())
 
     def decode_shards(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for address in batch["shard"]:
             for rows in read_groups(str(address), columns):
+                if len(unwanted):
+                    rows = rows.filter(pc.invert(pc.is_in(rows["id"], unwanted)))
+                if len(rows) == 0:
+                    continue
                 arrays = decode(rows, size, with_labels=labels, num_classes=classes)
                 named = {"id": np.array(arrays["id"])} if ids else {}
                 yield named | {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
