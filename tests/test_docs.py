@@ -1,0 +1,129 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import typer
+from nbclient import NotebookClient
+
+from raydelta.cli import app
+from raydelta.config import flatten, load_config
+from raydelta.spaces import load_space
+from tests.tiny import TINY
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> tuple[list[str], list[str]]:
+    """What a page says of the command line: whole ones, from its code blocks, and what it names within its text."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```bash\n(.*?)^```|^((?: {4}.*\n)+)", text, flags=re.M | re.S)
+    lines = [
+        part.partition("  #")[0]
+        for block in blocks
+        for line in "".join(block).splitlines()
+        for part in line.split("&&")
+    ]
+    whole = [match[1] for line in lines if (match := re.match(r"(?:\w+=\S+ )*(raydelta [a-z][^`]*)$", line.strip()))]
+    named = [" ".join(code.split()) for code in re.findall(r"`(raydelta [^`]+)`", text)]
+    return whole, [code for code in named if not set("[|") & set(code)]  # an alternative of a list is no command
+
+
+def check(line: str, whole: bool) -> None:
+    """That command, options, search space and fields exist; of a whole line also that nothing is missing.
+
+    Raises:
+        Exception: of the parser, or a ``KeyError`` of what there is not.
+    """
+    arguments = [argument for argument in shlex.split(line)[1:] if argument != "…"]
+    command: Any = typer.main.get_command(app)
+    name = ""
+    while hasattr(command, "commands"):
+        if not arguments and not whole:
+            return
+        name = arguments.pop(0)
+        command = command.commands[name]
+    options = {option: None for parameter in command.params for option in parameter.opts}
+    fields = flatten(load_config().model_dump())
+    for argument in arguments:
+        if argument.startswith("--"):
+            options[argument]
+        elif re.match(r"\w+(\.\w+)+=", argument):
+            fields[argument.partition("=")[0]]
+    if whole:
+        context = command.make_context(name, arguments)
+        for space in context.params.get("arguments") or []:
+            if name == "tune" and "=" not in space:
+                load_space(space)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_docs_exists(page: Path) -> None:
+    whole, named = commands(page)
+    for line in [*whole, *named]:
+        try:
+            check(line, whole=line in whole)
+        except Exception as error:
+            pytest.fail(f"{page.name}: {line!r}: {type(error).__name__}: {error}")
+
+
+def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`raydelta tune labels.budget=1`, `raydelta tune [SPACE]`, raydelta in a line of prose\n\n"
+        "```bash\nA=b raydelta tune \\\n --resume   # goes on\npip install . && raydelta doctor\n```\n"
+    )
+    assert commands(page) == (["raydelta tune   --resume", "raydelta doctor"], ["raydelta tune labels.budget=1"])
+    for wrong in (
+        *("raydelta tun", "raydelta data", "raydelta select RUN --county 3", "raydelta select RUN"),
+        *("raydelta tune laptops", "raydelta train expert labels.bugdet=1", "raydelta select RUN --count many"),
+    ):
+        with pytest.raises(Exception, match=r"."):
+            check(wrong, whole=True)
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """With the smallest settings in the cell that is tagged for it, as papermill would put them."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    parameters.source = f"runs = {str(tmp_path / 'runs')!r}\nsettings = {TINY!r}"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3, "data, strips, choice"
+    assert any("synthetic only" in output.get("data", {}).get("text/plain", "") for output in outputs), "the table"
+    assert "raydelta train translator" in notebook.cells[-2].outputs[0].text
+    assert len(list((tmp_path / "runs").glob("translator-*/selection-*/images/*"))) == 6
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-D", "nb_execution_mode=off"]
+    result = subprocess.run([*build, "docs", tmp_path / "site"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    pages = {path.name: path.read_text() for path in (tmp_path / "site").glob("*.html")}
+    assert {
+        "index.html",
+        "quickstart.html",
+        "own-data.html",
+        "cluster.html",
+        "faq.html",
+        "reference.html",
+    } <= pages.keys()
+    for name, text in pages.items():
+        fetched = re.findall(r'<(?:script|img|iframe|source)[^>]+src="([^"]+)"', text)
+        fetched += re.findall(r'<link(?![^>]+rel="(?:index|search|next|prev|canonical)")[^>]+href="([^"]+)"', text)
+        assert not [address for address in fetched if "//" in address], name
+    styles = [path.read_text() for path in (tmp_path / "site" / "_static").rglob("*.css")]
+    assert not [text for text in styles if re.search(r"(@import|url\()\s*[\"']?(https?:)?//", text)]
+    for function in ("train_translator", "evaluate_job", "select", "diagnose"):
+        assert re.search(rf'id="raydelta\.\w+\.{function}"', pages["reference.html"]), function
