@@ -213,7 +213,7 @@ def test_a_sweep_is_told_and_is_the_same_sweep_without(
 
     monkeypatch.chdir(tmp_path)
     uri, runs = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "runs"
-    space = write_space(tmp_path, table={"methods": ["joint training"]})
+    space = write_space(tmp_path, table={"methods": ["guided"]})
     outcome = run_tune(space, [*TINY_ARGUMENTS, f"tracking.mlflow={uri}"], runs=runs)
     told = MlflowClient(tracking_uri=uri)
     found = {run.info.run_name: run for run in told.search_runs(["1"])}
