@@ -252,8 +252,8 @@ def train_expert_command(
     """Train the expert on the synthetic images, or find it if it was trained before."""
     from raydelta.tuning import train_expert
 
-    resolved = _prepare(_data_overrides(synthetic, None) + (overrides or []), preset, config, runs)
-    print(train_expert(resolved, runs.resolve()).directory)
+    resolved = _prepare(_data_overrides(synthetic, None) + (overrides or []), preset, config)
+    print(train_expert(resolved, runs).directory)
 
 
 @train_app.command("translator")
@@ -268,8 +268,8 @@ def train_translator_command(
     """Train one translator with these settings (and the expert first, if need be)."""
     from raydelta.tuning import train_translator
 
-    resolved = _prepare(_data_overrides(synthetic, real) + (overrides or []), preset, config, runs)
-    print(train_translator(resolved, runs.resolve()).directory)
+    resolved = _prepare(_data_overrides(synthetic, real) + (overrides or []), preset, config)
+    print(train_translator(resolved, runs).directory)
 
 
 @app.command()
@@ -311,6 +311,21 @@ def select(
     if free:
         print(f"no cost      {free} of them have a label in the data set already, which the run has not used")
     print(f"then train   {chosen.command}")
+
+
+@app.command()
+def doctor(
+    addresses: Annotated[list[str] | None, typer.Argument(help="Data sets or buckets (s3://…) to reach.")] = None,
+    runs: Runs = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check versions, devices, cluster, storage, memory; say what is wrong and how to mend it. Exit code 1 if bad."""
+    from raydelta import doctor
+
+    checks = doctor.diagnose(runs, addresses or [])
+    print(doctor.as_json(checks) if as_json else doctor.format_checks(checks))
+    if any(check.state == "bad" for check in checks):
+        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -370,17 +385,17 @@ def _shares(splits: list[str]) -> dict[str, float] | None:
         raise UserError(f"--split {','.join(parts)}: expected names, or NAME=SHARE with commas between them") from None
 
 
-def _prepare(overrides: list[str], preset: str | None, file: Path | None, runs: Path) -> Any:
+def _prepare(overrides: list[str], preset: str | None, file: Path | None) -> Any:
     from raydelta.cluster import choose_preset, ensure_ray, warm_up
     from raydelta.config import load_config
-    from raydelta.data.prepare import prepare_data
+    from raydelta.trackers import check_trackers
 
-    load_config(preset or "laptop", file, overrides)  # complain before Ray starts
+    check_trackers(load_config(preset or "laptop", file, overrides).tracking)  # complain before Ray starts
     cluster = ensure_ray()
     preset = choose_preset(preset, cluster)
     _announce(cluster, preset)
     warm_up()
-    return prepare_data(load_config(preset, file, overrides), runs.resolve())
+    return load_config(preset, file, overrides)
 
 
 def _announce(cluster: Any, preset: str) -> None:

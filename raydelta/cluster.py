@@ -101,7 +101,7 @@ def ensure_ray() -> Cluster:
         # Ray says at every start that its token authentication is on; so do our docs.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
-        address = os.environ.get("RAY_ADDRESS") or _running_here()
+        address = running_address()
         if address and address.startswith("ray://"):
             raise UserError(f"RAY_ADDRESS = {address}: no Ray client addresses; run on a node of the cluster itself")
         if address and address != "auto" and not _listens(address):  # Ray itself would wait for minutes
@@ -172,6 +172,11 @@ def warm_up() -> None:
 
 
 _dashboard: list[str | None] = [None]
+
+
+def running_address() -> str | None:
+    """The cluster that a command joins: ``RAY_ADDRESS``, or one that ``ray start`` runs on this machine; else None."""
+    return os.environ.get("RAY_ADDRESS") or _running_here()
 
 
 def _running_here() -> str | None:

@@ -49,14 +49,18 @@ class DataConfig(Section):
     def _without_secrets(self) -> Self:
         """The config is written into every run directory."""
         for name, address in (("synthetic", self.synthetic), ("real", self.real)):
-            parts = urlsplit(address) if "://" in address else urlsplit("")
-            options = {key.lower() for key, _ in parse_qsl(parts.query)}
-            if parts.password or any(word in key for key in options for word in SECRET):
-                raise ValueError(
-                    f"data.{name}: the address on {parts.hostname} holds a password or key, which would be written "
-                    "into every run directory; set your storage's variables (AWS_SECRET_ACCESS_KEY, …) instead"
-                )
+            _refuse_secrets(f"data.{name}", address, "your storage's variables (AWS_SECRET_ACCESS_KEY, …)")
         return self
+
+
+def _refuse_secrets(field: str, address: str, instead: str) -> None:
+    parts = urlsplit(address) if "://" in address else urlsplit("")
+    options = {key.lower() for key, _ in parse_qsl(parts.query)}
+    if parts.password or any(word in key for key in options for word in SECRET):
+        raise ValueError(
+            f"{field}: the address on {parts.hostname} holds a password or key, which would be written into every run "
+            f"directory; set {instead} instead"
+        )
 
 
 class LabelIds(Section):
@@ -196,8 +200,21 @@ class ComputeConfig(Section):
     checkpoint_every: Positive = 200
 
 
+class TrackingConfig(Section):
+    """Who is told of a run beside the files in the run directory: nobody, unless named here. No run depends on it."""
+
+    mlflow: str | None = None  # address of a tracking server, or sqlite:///mlflow.db
+    wandb: str | None = None  # PROJECT or ENTITY/PROJECT of Weights & Biases
+
+    @model_validator(mode="after")
+    def _without_secrets(self) -> Self:
+        if self.mlflow is not None:
+            _refuse_secrets("tracking.mlflow", self.mlflow, "MLFLOW_TRACKING_USERNAME and …_PASSWORD, or …_TOKEN,")
+        return self
+
+
 class Config(Section):
-    """Everything that decides what a run computes."""
+    """Everything that decides what a run computes, and who is told of it."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig = DataConfig()
@@ -214,6 +231,7 @@ class Config(Section):
     appearance: AppearanceConfig = AppearanceConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
     compute: ComputeConfig = ComputeConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -250,6 +268,11 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     for key, value in values.items():
         _merge(tree, nest(key, value))
     return validated(Config, tree)
+
+
+def without_tracking(config: Config) -> Config:
+    """A copy that tells nobody, as it is written down: whoever uses the file may not report to its author."""
+    return config.model_copy(update={"tracking": TrackingConfig()})
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -306,6 +329,14 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
+
+
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
 
 
 def validated(model: type[Model], tree: dict[str, Any], where: str = "") -> Model:

@@ -3,6 +3,7 @@
 A run reads its test labels here and nowhere else. Not here: what a row looks like, and its figures (evaluation).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,17 @@ def draw_strips(jobs: list[Job], path: Path, gpus: float, count: int = 6) -> Non
     import ray
 
     get_or_cause(ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here).remote(jobs, path, count))
+
+
+def draw_trainings(jobs: Mapping[str, Job], folder: Path, gpus: float, count: int = 3) -> dict[str, Path]:
+    """``draw_strips`` of each job alone, side by side on the cluster: name → picture, in the order of the jobs."""
+    import ray
+
+    draw = ray.remote(num_cpus=1, num_gpus=gpus)(draw_strips_here)
+    paths = {name: folder / f"{name}.png" for name in jobs}
+    for reference in [draw.remote([job], paths[name], count) for name, job in jobs.items()]:
+        get_or_cause(reference)
+    return paths
 
 
 def draw_strips_here(jobs: list[Job], path: Path, count: int) -> None:

@@ -12,19 +12,24 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from raydelta import trackers
+from raydelta.callbacks import show_progress, tell_trackers
 from raydelta.cluster import Cluster, choose_preset, ensure_ray, warm_up
-from raydelta.config import Config, load_config, override, parse_override, save_config
+from raydelta.config import Config, flatten, load_config, override, parse_override, save_config, without_tracking
 from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, write_table
-from raydelta.metrics import record_trials
 from raydelta.progress import Progress
 from raydelta.spaces import Space, load_space
 from raydelta.stages import fingerprint, read_stage, write_atomically
+
+if TYPE_CHECKING:
+    from raydelta.methods import Job
 
 DRIVER = {"node:__internal_head__": 0.001}
 """What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
@@ -74,7 +79,8 @@ def run_tune(
     """
     space = load_space(space_name)
     given = dict(map(parse_override, overrides))
-    load_config(preset or "laptop", config_file, space.config | given)  # complain before anything starts
+    tracking = load_config(preset or "laptop", config_file, space.config | given).tracking  # complains, if at all, now
+    trackers.check_trackers(tracking)
     for key in set(given) & set(space.search):
         raise UserError(f"{key} is searched by the space {space_name!r}; remove the override or the dimension")
     cluster = ensure_ray()
@@ -84,7 +90,7 @@ def run_tune(
     trial_resources(space, cluster)
     config = load_config(preset, config_file, space.config | given)
     runs = runs.resolve()
-    config = prepare_data(config, runs)
+    config = without_tracking(prepare_data(config, runs))
     real = read_manifest(config.data.real)
     if real.splits["train"].labelled == 0:
         raise UserError(
@@ -98,30 +104,57 @@ def run_tune(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
             stacklevel=2,
         )
-    expert = train_expert(config, runs)
-    return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
+    with trackers.open_trackers(tracking, runs):
+        expert = train_expert(config, runs)
+        return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
 
 
-def train_expert(config: Config, runs: Path) -> Any:
-    """The expert's job, trained with Ray Train unless the same one was trained before."""
-    return _train("expert", config, runs, None)
+def train_expert(config: Config, runs: Path) -> "Job":
+    """The expert's job, trained on the running Ray or a private one, unless the same one was trained before.
+
+    Data sets are opened or made as ``prepare_data`` does.
+
+    Raises:
+        UserError: bad data or settings, or the cluster cannot give so many workers.
+        TrainingError: a loss is not finite.
+    """
+    return _train("expert", config, runs)
 
 
-def train_translator(config: Config, runs: Path) -> Any:
-    """One translator's job, trained with Ray Train after the expert, unless the same one was trained before."""
-    return _train("translator", config, runs, train_expert(config, runs).directory)
+def train_translator(config: Config, runs: Path) -> "Job":
+    """One translator's job, trained after the expert, unless the same one was trained before.
+
+    Raises:
+        UserError: as ``train_expert``, or guidance is asked for without labels.
+        TrainingError: a loss is not finite.
+    """
+    return _train("translator", config, runs)
 
 
-def _train(kind: Any, config: Config, runs: Path, expert: Path | None) -> Any:
+def _train(kind: Literal["expert", "translator"], config: Config, runs: Path) -> "Job":
+    ensure_ray()
+    runs = runs.resolve()
+    tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
+    with trackers.open_trackers(tracking, runs):
+        expert = _train_one("expert", config, runs, None)
+        return expert if kind == "expert" else _train_one(kind, config, runs, expert.directory)
+
+
+def _train_one(kind: Literal["expert", "translator"], config: Config, runs: Path, expert: Path | None) -> "Job":
     from raydelta.methods import make_job
     from raydelta.workers import train_on_ray
 
     job = make_job(kind, config, runs, expert)
-    progress = Progress(kind)
+    name, progress = job.directory.name, Progress(kind)
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        progress.update(metrics["step"], metrics["steps"], note_of(metrics))
+        trackers.log(name, metrics)
+
     if not job.done:
-        train_on_ray(
-            job, on_report=lambda metrics: progress.update(metrics["step"], metrics["steps"], note_of(metrics))
-        )
+        trackers.start(trackers.Run(name, kind, flatten(config.model_dump(mode="json"))))
+        train_on_ray(job, on_report)
+        trackers.end(name, ok=True)
     stage = read_stage(job.directory)
     assert stage is not None
     progress.finish(f"{stage['metrics']['step']} steps  {note_of(stage['metrics'])}  {job.directory.name}")
@@ -178,7 +211,9 @@ def _sweep_and_compare(
     from raydelta.workers import open_large_sets
 
     config = override(config, {"compute.workers": space.resources.workers})
-    directory = runs / f"tune-{name}-{fingerprint([space.model_dump(), config.model_dump(mode='json')])}"
+    decides = config.model_dump(mode="json", exclude={"tracking"})
+    directory = runs / f"tune-{name}-{fingerprint([space.model_dump(), decides])}"
+    trackers.start(trackers.Run(directory.name, "tune", {"space": name} | flatten(decides)))
     large = open_large_sets(make_job("translator", config, runs, expert.directory))
     resources, concurrent = trial_resources(space, cluster)
     streamed = [rows for rows in large.values() if is_streamed(rows)]
@@ -187,7 +222,7 @@ def _sweep_and_compare(
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
     elif space.resources.workers == 1:  # the drivers of several workers take no place, and would all start at once
         concurrent = space.concurrent or 0
-    train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space)
+    train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
 
     results = train.sweep(directory / "sweep", resume) if space.search else []
     best = _best_of(results) if space.search else None
@@ -227,6 +262,8 @@ def _sweep_and_compare(
     elif "guided" in by_method:
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
+    trials = [_job({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
+    _show_all(directory, rows, best, [*trials, *by_method.values()], gpus)
     return Outcome(
         directory=directory,
         rows=rows,
@@ -237,6 +274,22 @@ def _sweep_and_compare(
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
     )
+
+
+def _show_all(
+    directory: Path, rows: Sequence[Row], best: dict[str, Any] | None, jobs: Sequence["Job"], gpus: float
+) -> None:
+    """Tell the trackers what a sweep ends with: pictures of everything that was trained, the table, the best trial."""
+    from raydelta.table import draw_trainings
+
+    finished = {job.directory.name: job for job in jobs if job.kind != "expert" and job.done}
+    for name, picture in draw_trainings(finished, directory / "pictures", gpus).items():
+        trackers.show(name, picture)
+    figures = trackers.table_figures(rows) | ({"miou": best["miou"]} if best is not None else {})
+    trackers.log(directory.name, figures)
+    files = [directory / name for name in ("table.csv", "table.json", "trials.json", "best.yaml")]
+    trackers.show(directory.name, directory / "strips.png", rows, files)
+    trackers.end(directory.name, ok=True)
 
 
 def _best_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -277,6 +330,7 @@ class _Trainer:
     resources: dict[str, float]
     concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
     space: Space
+    name: str  # of the sweep
 
     def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
         """Overrides, validation mIoU, device seconds and error of every trial."""
@@ -360,11 +414,12 @@ class _Trainer:
         from ray import tune
         from ray.tune.logger import JsonLoggerCallback
 
-        fixed = {"base": self.config, "expert": self.expert, "runs": self.runs, "large": self.large}
+        fixed: dict[str, Any] = {"base": self.config, "expert": self.expert, "runs": self.runs}
+        job_of = partial(_job, **fixed)
         # A trial of several workers only drives them, and they reserve for themselves.
         reserved = self.resources if self.space.resources.workers == 1 else DRIVER
         trainable = tune.with_resources(
-            tune.with_parameters(_trial, **fixed, resources=self.resources),
+            tune.with_parameters(_trial, **fixed, large=self.large, resources=self.resources),
             reserved,
         )
         progress = Progress(title)
@@ -379,7 +434,8 @@ class _Trainer:
                 name=directory.name,
                 storage_path=str(directory.parent),
                 callbacks=[
-                    _show_progress(progress, trials, steps, str(directory.relative_to(self.runs))),
+                    show_progress(progress, trials, steps, str(directory.relative_to(self.runs))),
+                    tell_trackers(job_of, self.config, self.name),
                     JsonLoggerCallback(),
                 ],
                 failure_config=tune.FailureConfig(max_failures=1),
@@ -403,52 +459,18 @@ def _trial(
     resources: dict[str, float],
 ) -> None:
     """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
-    from raydelta.methods import make_job
     from raydelta.workers import tune_trial
 
-    if "job" in settings:
-        kind, config = settings["job"]["kind"], Config(**settings["job"]["config"])
-    else:
-        kind, config = settings["kind"], override(base, settings["overrides"])
-    job = make_job(kind, config, runs, expert)
+    job = _job(settings, base, expert, runs)
     tune_trial(job, {name: large[name] for name in job.large_sets}, resources)
 
 
-def _show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> Any:
-    from ray import tune
+def _job(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> "Job":
+    from raydelta.methods import make_job
 
-    class ShowProgress(tune.Callback):
-        """Adds up the steps of all trials; one that was stopped early counts as a whole one."""
-
-        def __init__(self) -> None:
-            self.steps: dict[str, int] = {}
-            self.best = 0.0
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            self.steps[trial.trial_id] = result.get("step", 0)
-            self.best = max(self.best, result.get("miou", 0.0))
-            self._show()
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self.steps[trial.trial_id] = steps
-            self._show()
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self.on_trial_complete(iteration, trials, trial)
-
-        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-            record_trials(sweep, [trial.status for trial in trials])
-
-        def on_experiment_end(self, trials: Any, **info: Any) -> None:
-            record_trials(sweep, [trial.status for trial in trials])
-
-        def _show(self) -> None:
-            ended = sum(done >= steps for done in self.steps.values())
-            best = f"  best validation mIoU {self.best:.1f} %" if self.best else ""
-            note = f"steps  {ended}/{trials} trainings ended{best}"
-            progress.update(sum(self.steps.values()), trials * steps, note)
-
-    return ShowProgress()
+    if "job" in settings:
+        return make_job(settings["job"]["kind"], Config(**settings["job"]["config"]), runs, expert)
+    return make_job(settings["kind"], override(base, settings["overrides"]), runs, expert)
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,0 +1,91 @@
+"""What the driver does while trials run: the line of progress, gauges, and what trackers are told. Not here: the sweep.
+
+Tune keeps its callbacks as pickles beside the sweep and takes them from there when it goes on, so they hold nothing
+that is open.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from raydelta import trackers
+from raydelta.config import Config, flatten
+from raydelta.metrics import record_trials
+from raydelta.progress import Progress
+
+if TYPE_CHECKING:
+    from raydelta.methods import Job
+
+
+def show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> Any:
+    from ray import tune
+
+    class ShowProgress(tune.Callback):
+        """Adds up the steps of all trials; one that was stopped early counts as a whole one."""
+
+        def __init__(self) -> None:
+            self.steps: dict[str, int] = {}
+            self.best = 0.0
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            self.steps[trial.trial_id] = result.get("step", 0)
+            self.best = max(self.best, result.get("miou", 0.0))
+            self._show()
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.steps[trial.trial_id] = steps
+            self._show()
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.on_trial_complete(iteration, trials, trial)
+
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            record_trials(sweep, [trial.status for trial in trials])
+
+        def on_experiment_end(self, trials: Any, **info: Any) -> None:
+            record_trials(sweep, [trial.status for trial in trials])
+
+        def _show(self) -> None:
+            ended = sum(done >= steps for done in self.steps.values())
+            best = f"  best validation mIoU {self.best:.1f} %" if self.best else ""
+            note = f"steps  {ended}/{trials} trainings ended{best}"
+            progress.update(sum(self.steps.values()), trials * steps, note)
+
+    return ShowProgress()
+
+
+def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep: str) -> Any:
+    from ray import tune
+
+    class TellTrackers(tune.Callback):
+        """Every trial is a child of the sweep's run; its settings are what it does not share with the others."""
+
+        def __init__(self) -> None:
+            self.names: dict[str, str] = {}
+
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            job = job_of(trial.config)
+            settings = trial.config.get("overrides") or _changes(job.config, base)
+            self.names[trial.trial_id] = job.directory.name
+            trackers.start(trackers.Run(job.directory.name, job.kind, settings, sweep))
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            trackers.log(self.names[trial.trial_id], result)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self._end(trial, ok=True)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self._end(trial, ok=False)
+
+        def _end(self, trial: Any, ok: bool) -> None:
+            name = self.names.pop(trial.trial_id, None)  # none: it could not even start
+            if name is not None and name not in self.names.values():  # two trials may be one and the same training
+                trackers.end(name, ok)
+
+    return TellTrackers()
+
+
+def _changes(config: Config, base: Config) -> dict[str, Any]:
+    """The fields of a config that differ from the base's, dotted."""
+    before = flatten(base.model_dump(mode="json"))
+    return {key: value for key, value in flatten(config.model_dump(mode="json")).items() if before[key] != value}
