@@ -89,6 +89,8 @@ def tune(
     print(f"table        {outcome.directory / 'table.json'}")
     if outcome.pictures:
         print(f"pictures     {outcome.pictures}")
+    if outcome.report:
+        print(f"report       {outcome.report}")
 
 
 @app.command("runs")
@@ -286,6 +288,16 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished t
     write_table(run, rows)
     print(f"photographs: {job.config.data.real}")
     _print_table(rows)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a sweep or of a training, finished or not.")],
+) -> None:
+    """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
+    from raydelta.report import write_report
+
+    print(write_report(run))
 
 
 @app.command()

@@ -8,6 +8,7 @@ stage, so a sweep that is run again repeats nothing. Selection looks at validati
 import itertools
 import json
 import re
+import shlex
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from raydelta.evaluation import Row, write_table
 from raydelta.progress import Progress
 from raydelta.spaces import Space, load_space
 from raydelta.stages import fingerprint, read_stage, write_atomically
+from raydelta.sweeps import Sweep, record_sweep
 
 if TYPE_CHECKING:
     from raydelta.methods import Job
@@ -54,6 +56,7 @@ class Outcome:
     findings: list[str]  # sentences about the table
     failed: list[str]
     pictures: Path | None
+    report: Path | None  # None: it could not be written, and a warning has said why
 
 
 def run_tune(
@@ -104,9 +107,11 @@ def run_tune(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
             stacklevel=2,
         )
+    arguments = [space_name, *overrides, "--preset", preset, "--runs", str(runs)]
+    command = shlex.join(["raydelta", "tune", *arguments, *(["--config", str(config_file)] if config_file else [])])
     with trackers.open_trackers(tracking, runs):
         expert = train_expert(config, runs)
-        return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
+        return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume, command)
 
 
 def train_expert(config: Config, runs: Path) -> "Job":
@@ -202,11 +207,13 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
 
 
 def _sweep_and_compare(
-    space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool
+    space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool, command: str
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
+    from raydelta.gallery import draw_gallery
     from raydelta.methods import METHODS, Job, make_job
     from raydelta.replay import draw_choices, replay, sum_up
+    from raydelta.report import write_report
     from raydelta.table import draw_strips, evaluate_on_ray
     from raydelta.workers import open_large_sets
 
@@ -223,6 +230,7 @@ def _sweep_and_compare(
     elif space.resources.workers == 1:  # the drivers of several workers take no place, and would all start at once
         concurrent = space.concurrent or 0
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
+    record_sweep(directory, Sweep(command=command, space=space, config=config, expert=expert.directory.name))
 
     results = train.sweep(directory / "sweep", resume) if space.search else []
     best = _best_of(results) if space.search else None
@@ -264,6 +272,12 @@ def _sweep_and_compare(
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     trials = [_job({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
     _show_all(directory, rows, best, [*trials, *by_method.values()], gpus)
+    report = None
+    try:
+        report = write_report(directory, lambda job: draw_gallery(job, gpus))
+    except Exception as error:  # hours of training are not lost over a page
+        again = f"raydelta report {directory}"
+        warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=2)
     return Outcome(
         directory=directory,
         rows=rows,
@@ -273,6 +287,7 @@ def _sweep_and_compare(
         findings=findings,
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
+        report=report,
     )
 
 
@@ -381,9 +396,16 @@ class _Trainer:
                 "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
                 "stopped_early": (result.metrics or {}).get("step", 0) < steps,
                 "error": None if result.error is None else _last_line(result.error),
+                "stage": None if result.error is not None else self._stage_of(result.config["overrides"]),
             }
             for result in results
         ]
+
+    def _stage_of(self, overrides: dict[str, Any]) -> str:
+        """The name of a trial's training: where its curve is, should an earlier run have trained it."""
+        from raydelta.methods import make_job
+
+        return make_job("translator", override(self.config, overrides), self.runs, self.expert).directory.name
 
     def finish(self, jobs: Sequence[Any]) -> None:
         """Train jobs to their end, side by side."""
