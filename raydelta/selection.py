@@ -27,13 +27,13 @@ import yaml
 from torch import Tensor
 
 from raydelta.cluster import ensure_ray
-from raydelta.config import GuidanceConfig, load_config
+from raydelta.config import GuidanceConfig
 from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.shards import Sample, data_fingerprint, is_plain, list_ids, read_manifest, read_rows
 from raydelta.data.streams import load_images, scan_rows
 from raydelta.errors import UserError
 from raydelta.expert import freeze
-from raydelta.methods import Job, label_ids, load_generator, load_segmenter, make_job, read_job
+from raydelta.methods import Job, find_job, label_ids, load_generator, load_segmenter
 from raydelta.pictures import colourise, heat, outline, strip
 from raydelta.place import Place
 from raydelta.progress import Progress
@@ -115,10 +115,7 @@ def find_translator(run: Path) -> Job:
     Raises:
         UserError: the directory is neither.
     """
-    if (run / "best.yaml").exists():
-        config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
-        run = make_job("translator", config, runs, make_job("expert", config, runs).directory).directory
-    job = read_job(run)
+    job = find_job(run)
     if job.kind != "translator":
         raise UserError(f"{run}: is a finished {job.kind}; selection needs a translator (raydelta train translator)")
     return job
