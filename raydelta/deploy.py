@@ -1,10 +1,11 @@
 """A trained job as one plain module: uint8 photographs of any size in, class ids out. fp32, no Ray, no data set.
 
-An exported folder holds the same as ``config.yaml`` and ``model.safetensors``. Not here: many photographs (predict), and
-other programs' formats (export).
+An exported folder holds the same as ``config.yaml`` and ``model.safetensors``. Not here: many photographs (predict), and other
+programs' formats (export).
 """
 
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -100,7 +101,7 @@ def target_size(config: DeployConfig, height: int, width: int) -> tuple[int, int
     # Integers and sym_max, so that an exported program computes it anew for every size.
     step = config.multiple
     target = -(-max(config.height, SMALLEST) // step) * step
-    count = torch.sym_max((2 * width * target + height * step) // (2 * height * step), -(-SMALLEST // step))
+    count: Any = torch.sym_max((2 * width * target + height * step) // (2 * height * step), -(-SMALLEST // step))
     if torch.compiler.is_exporting():  # a plain unknown number, or the sizes of all layers become unwieldy
         count = torch.scalar_tensor(count, dtype=torch.int64).item()
         torch._check(count >= -(-SMALLEST // step))

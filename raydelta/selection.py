@@ -11,7 +11,6 @@ Not here: the strategies (strategies), and what becomes of the new labels (label
 import csv
 import io
 import json
-import logging
 import shlex
 import time
 from collections import defaultdict
@@ -48,7 +47,7 @@ from raydelta.strategies import (
     rarity_weights,
     score,
 )
-from raydelta.workers import cause_of, find_place, get_or_cause
+from raydelta.workers import actor_pool, cause_of, find_place, get_or_cause
 
 WINDOW = 5
 """Frames: of this many that follow each other in a sequence, a batch holds one."""
@@ -198,10 +197,8 @@ def sequence_places(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
 def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.ndarray]:
     """What ``Scorer`` says of every photograph of the training split, by id."""
     import ray
-    from ray.data import ActorPoolStrategy
 
-    data, total = job.config.data, ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    data = job.config.data
     split = read_manifest(data.real).splits["train"]
     kept = job.directory / "scores" / fingerprint([strategy, grid, data_fingerprint(data.real)])
     parts = [_read_part(path) for path in sorted(kept.glob("*.npz"))]
@@ -211,11 +208,8 @@ def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.n
             Scorer,
             fn_constructor_args=(job, strategy, grid),
             batch_size=BATCH,
-            compute=ActorPoolStrategy(size=min(gpus or cpus, len(split.shards))),
-            num_gpus=1 if gpus else 0,
-            num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
+            **actor_pool(len(split.shards)),
         )
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and warnings of progress bars would hide ours
         progress, fresh, last = Progress("selection"), list[dict[str, np.ndarray]](), time.monotonic()
         try:
             for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):

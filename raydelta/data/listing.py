@@ -61,7 +61,7 @@ class Paired(NamedTuple):
 
 
 def list_pictures(source: str | Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
-    """Every picture (or what else has such a suffix) below a folder or address but for hidden files (macOS leaves ``._NAME.png`` beside each).
+    """Every picture below a folder or address but for hidden files (macOS leaves ``._NAME.png`` beside each).
 
     Links that lead out of the source, and links to folders, are not followed.
 
