@@ -341,6 +341,22 @@ def predict(
         raise UserError(f"nothing could be predicted; {outcome.directory / 'skipped.csv'} says why")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished training, or of a sweep: its best one.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+) -> None:
+    """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
+    from raydelta.export import export
+
+    for check in export(run, out):
+        print(
+            f"{check.model:<18} {check.width}x{check.height}: {check.agreement:.3%} of the pixels as in torch, "
+            f"{check.seconds:.3f} s an image (torch {check.torch_seconds:.3f} s)"
+        )
+    print(f"card               {out / 'README.md'}")
+
+
 def main() -> None:
     """Run the command line; users' errors become one message and exit code 1, Ctrl-C becomes 130."""
     try:

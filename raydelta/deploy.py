@@ -1,7 +1,7 @@
 """A trained job as one plain module: uint8 photographs of any size in, class ids out. fp32, no Ray, no data set.
 
-An exported folder holds the same as ``config.yaml`` and ``model.safetensors``. Not here: many photographs (predict), and other
-programs' formats (export).
+An exported folder holds the same as ``config.yaml`` and ``model.safetensors``. Not here: many photographs (predict),
+and the formats of other programs (export).
 """
 
 from pathlib import Path
@@ -149,7 +149,7 @@ def build(job: Job) -> Deployed:
 def save(model: Deployed, folder: Path) -> None:
     """Write what ``load`` reads."""
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / WEIGHTS)
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(weights))
     write_atomically(folder / CONFIG, yaml.safe_dump(model.config.model_dump(mode="json"), sort_keys=False))
 
 
