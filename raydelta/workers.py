@@ -7,6 +7,7 @@ seconds to start, where a task or a plain Tune function takes 2, so a training o
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -380,6 +381,22 @@ def _run_beside(work: Callable[[], Any], poll: Callable[[], None]) -> None:
     poll()
     if failure:
         raise cause_of(failure[0])
+
+
+def actor_pool(most: int) -> dict[str, Any]:
+    """What ``map_batches`` takes for a pool of at most so many actors: one on every GPU, or else on every CPU."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    # Ray Data's plans and warnings of progress bars would hide our progress.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    return {
+        "compute": ActorPoolStrategy(size=min(gpus or cpus, most)),
+        "num_gpus": 1 if gpus else 0,
+        "num_cpus": 0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
+    }
 
 
 def cause_of(error: BaseException) -> BaseException:
