@@ -87,7 +87,7 @@ def budget_chart(summaries: Sequence[Summary]) -> Chart:
     budgets: dict[str, set[int]] = {}
     for part in summaries:
         budgets.setdefault(part.method, set()).add(part.labels_train)
-    data = [
+    data: list[dict[str, Any]] = [
         {
             "method": part.method,
             "labels": part.labels_train,

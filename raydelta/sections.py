@@ -325,7 +325,7 @@ def _sum(group: Sequence[Row]) -> list[list[int]]:
     matrices = [row.confusion for row in group]
     if not all(matrices):
         return []
-    return [[sum(cells) for cells in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]  # type: ignore[arg-type]
+    return [[sum(cells) for cells in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
 
 
 def _group(part: Summary, rows: Sequence[Row]) -> list[Row]:
