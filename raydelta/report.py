@@ -24,6 +24,7 @@ from raydelta.errors import UserError
 from raydelta.evaluation import Row, read_table
 from raydelta.gallery import Gallery, draw_gallery_here
 from raydelta.methods import Job, read_job
+from raydelta.replay import sum_up
 from raydelta.sections import Page, Training
 from raydelta.stages import read_stage, write_atomically
 from raydelta.sweeps import RUN, read_sweep, read_trials
@@ -103,6 +104,8 @@ def _sweep_page(run: Path, draw: Draw) -> Page:
         page.missing.append("Table, classes and gallery: the run has not come so far yet, or was stopped.")
     sections.add_failures(page, trials)
     sections.add_table(page, rows)
+    if sweep and sweep.space.replay and rows:
+        page.lead += sum_up(sweep.space.replay, sweep.space.table.methods, rows)
     sections.add_trials(page, trials)
     trainings = sections.trial_trainings(trials)
     if sweep:
