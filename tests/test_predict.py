@@ -85,7 +85,9 @@ def test_masks_of_a_folder_and_going_on(
     run, out = trained["translator"].directory, tmp_path / "out"
     command = ["raydelta", "predict", str(run), str(folder), "--out", str(out), "--kinds", "ids,colour,overlay"]
     monkeypatch.setattr(sys, "argv", [*command, "--batch", "4"])
-    cli.main()
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
     names = {"plain", "grey", "day 1/transparent", "day 1/turned", *(f"drive/{n:06}" for n in range(1, FRAMES + 1))}
     for kind in ("ids", "colour", "overlay"):
         assert {p.relative_to(out / kind).with_suffix("").as_posix() for p in (out / kind).rglob("*.png")} == names
