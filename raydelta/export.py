@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -91,8 +90,9 @@ def _write_programs(model: Deployed, folder: Path) -> None:
     """Trace once, for any number and size of photographs."""
     dynamic = torch.export.Dim.DYNAMIC
     example = torch.zeros(2, model.config.height + 9, 2 * model.config.width + 5, 3, dtype=torch.uint8)
+    oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     # Oblivious: else sizes of 1 are taken for another program. Warnings are about the innards of the exporter.
-    with torch.no_grad(), patch.object(_config, "backed_size_oblivious", True), warnings.catch_warnings():
+    with torch.no_grad(), oblivious, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(

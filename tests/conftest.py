@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -80,6 +81,33 @@ def translator(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> A
     job = make_job("translator", config, runs, expert.directory)
     train_here(job)
     return job
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Finished jobs by kind: a translator, and the trainings of an ensemble. The test split is the training split."""
+    import torch
+
+    from raydelta.config import load_config, override
+    from raydelta.methods import make_job
+    from raydelta.workers import train_here
+    from tests.test_methods import REAL_NAMES, STEPS, write_set
+    from tests.tiny import TINY
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained")
+    sets = {
+        "data.synthetic": write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(22)]),
+        "data.real": write_set(folder / "street", "street", REAL_NAMES),
+    }
+    shutil.copy(folder / "street" / "train-00000.parquet", folder / "street" / "test-00000.parquet")
+    config = override(load_config(overrides=TINY | STEPS), sets)
+    jobs: dict[str, Any] = {"expert": make_job("expert", config, folder / "runs")}
+    for kind in ("translator", "joint training", "mean teacher"):
+        jobs[kind] = make_job(kind, config, folder / "runs", jobs["expert"].directory)  # type: ignore[arg-type]
+    for job in jobs.values():
+        train_here(job)
+    return jobs
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

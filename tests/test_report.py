@@ -64,6 +64,7 @@ class Watched:
     def __init__(self, browser: Any, address: str, **context: Any) -> None:
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(180_000)  # two busy cores
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text))
@@ -71,7 +72,7 @@ class Watched:
         self.page.on("request", lambda request: self.asked.append(request.url.partition(",")[0]))
         self.page.goto(address)
         charts = self.page.evaluate("Object.keys(JSON.parse(document.getElementById('charts').textContent)).length")
-        self.page.wait_for_selector(f'html[data-drawn="{charts}"]', timeout=60_000)
+        self.page.wait_for_selector(f'html[data-drawn="{charts}"]')
 
     @property
     def beyond(self) -> set[str]:
