@@ -304,7 +304,7 @@ def report(
 def select(
     run: Annotated[Path, typer.Argument(help="Directory of a finished translator, or of a sweep: its best one.")],
     count: Annotated[int, typer.Option(min=1, help="How many photographs (with --regions: cells) to label next.")],
-    strategy: Annotated[str, typer.Option(help="How to choose; docs/selection.md lists them.")] = "combined",
+    strategy: Annotated[str, typer.Option(help="How to choose; docs/selection.md lists them.")] = "random",
     out: Annotated[Path | None, typer.Option(help="Folder to write; in the run's, if not given.")] = None,
     regions: Annotated[str | None, typer.Option(help="Choose cells of a grid, COLUMNSxROWS, not photographs.")] = None,
     window: Annotated[

@@ -80,7 +80,7 @@ class Selection:
 def select(
     run: Path,
     count: int,
-    strategy: str = "combined",
+    strategy: str = "random",
     *,
     out: Path | None = None,
     grid: tuple[int, int] | None = None,
