@@ -365,7 +365,7 @@ def predict(
         print(f"skipped      {file}: {reason}")
     print(f"masks        {outcome.directory}: {outcome.images} written, {outcome.before} inputs were done before")
     if outcome.images == outcome.before == 0:
-        raise UserError(f"nothing could be predicted; {outcome.directory / 'skipped.csv'} says why")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -58,7 +58,8 @@ def folder(tmp_path: Path) -> Path:
     Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(folder / "deep.png")
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("no picture")
-    (folder / "cut.jpg").write_bytes((folder / "day 1" / "turned.jpg").read_bytes()[:1500])
+    whole = (folder / "day 1" / "turned.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     write_video(folder / "drive.mp4")
     return folder
 
