@@ -233,7 +233,7 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], split: str) -> dic
     lines = []
     for part in summaries:
         group = _group(part, rows)
-        cells = [part.method, f"{part.labels_train} + {part.labels_val}", str(part.seeds), spread(part)]
+        cells = [part.method, spread(part), f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
         cells += [spread_of([row.means[name] for row in group]) for name in means]
         if joint:
             against = part.against.get(REFERENCE)
@@ -242,7 +242,7 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], split: str) -> dic
             cells.append("" if part.oracle_share is None else f"{part.oracle_share:.0f} %")
         marks = {part is best: "best", part.method == REFERENCE: "reference"}
         lines.append(_line([*cells, f"{part.device_hours:.2f}"], marks.get(True, "")))
-    columns = ["method", "labels + validation", "seeds", "mIoU %", *means]
+    columns = ["method", "mIoU %", "labels + validation", "seeds", *means]
     columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["device-hours"]
     images = next((row.images for row in rows if row.split == split), 0)
     return {

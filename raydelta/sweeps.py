@@ -212,7 +212,7 @@ def is_numeric(values: Sequence[Any]) -> bool:
 
 def is_logarithmic(values: Sequence[float]) -> bool:
     """Whether a scale for such values had better be logarithmic."""
-    return min(values) > 0 and max(values) / min(values) >= 5
+    return min(values) > 0 and max(values) / min(values) >= 10
 
 
 def _distribution(values: Sequence[Any]) -> Any:
