@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> Any:
+    """A callback that shows one line for all trials of so many steps each, and sets the gauges of the sweep."""
     from ray import tune
 
     class ShowProgress(tune.Callback):
@@ -54,22 +55,33 @@ def show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> An
 
 
 def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep: str) -> Any:
+    """A callback that starts, logs and ends every trial as a child of the sweep's run.
+
+    Args:
+        job_of: what Tune passes to a trial → the job that it trains.
+        base: the sweep's config; a job's settings are what differs from it.
+        sweep: the name of its run.
+    """
     from ray import tune
 
     class TellTrackers(tune.Callback):
-        """Every trial is a child of the sweep's run; its settings are what it does not share with the others."""
+        """Holds the names of the trials that run."""
 
         def __init__(self) -> None:
             self.names: dict[str, str] = {}
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            job = job_of(trial.config)
-            settings = trial.config.get("overrides") or _changes(job.config, base)
+            try:
+                job = job_of(trial.config)
+            except Exception:  # the trial will say so itself, and alone
+                return
+            settings = trial.config.get("overrides") or changes(job.config, base)
             self.names[trial.trial_id] = job.directory.name
             trackers.start(trackers.Run(job.directory.name, job.kind, settings, sweep))
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            trackers.log(self.names[trial.trial_id], result)
+            if trial.trial_id in self.names:
+                trackers.log(self.names[trial.trial_id], result)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self._end(trial, ok=True)
@@ -78,14 +90,14 @@ def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep
             self._end(trial, ok=False)
 
         def _end(self, trial: Any, ok: bool) -> None:
-            name = self.names.pop(trial.trial_id, None)  # none: it could not even start
+            name = self.names.pop(trial.trial_id, None)
             if name is not None and name not in self.names.values():  # two trials may be one and the same training
                 trackers.end(name, ok)
 
     return TellTrackers()
 
 
-def _changes(config: Config, base: Config) -> dict[str, Any]:
+def changes(config: Config, base: Config) -> dict[str, Any]:
     """The fields of a config that differ from the base's, dotted."""
     before = flatten(base.model_dump(mode="json"))
-    return {key: value for key, value in flatten(config.model_dump(mode="json")).items() if before[key] != value}
+    return {key: value for key, value in flatten(config.model_dump(mode="json")).items() if before.get(key) != value}

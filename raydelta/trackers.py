@@ -31,6 +31,7 @@ FOLDER = "tensorboard"
 
 PATIENCE = 300.0  # seconds for which a tracker that is down is told the same thing again
 PAUSE = 5.0  # seconds between two attempts
+FLUSH = 5.0  # seconds after which TensorBoard sees a figure
 FAREWELL = 30.0  # seconds that the end of a command waits for a tracker
 
 SETTINGS = {
@@ -38,6 +39,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves, and longer
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "WANDB_ERROR_REPORTING": "false",
 }
 """The trackers' own knobs; what the user has set stays."""
@@ -106,16 +108,21 @@ def open_trackers(tracking: TrackingConfig, runs: Path) -> Iterator[None]:
         for teller in _open:
             teller.wait(deadline)
         _open.clear()
+        _ended.clear()
 
 
 def start(run: Run) -> None:
-    """A run begins, or goes on."""
+    """A run begins, or goes on; one that has ended well does not (a sweep's best trial is a row of its table too)."""
+    if run.name in _ended:
+        return
     _running[run.name] = None
     _tell(lambda tracker: tracker.start(run))
 
 
 def log(name: str, metrics: Mapping[str, Any]) -> None:
     """The numbers of a training's report at its ``step``; what Tune adds about the machine is left out."""
+    if name not in _running:
+        return
     figures = {
         key: float(value)
         for key, value in metrics.items()
@@ -126,7 +133,9 @@ def log(name: str, metrics: Mapping[str, Any]) -> None:
 
 
 def show(name: str, picture: Path | None, rows: Sequence[Row] = (), files: Sequence[Path] = ()) -> None:
-    """The picture, the table and the files that a run ends with; those that do not exist are left out."""
+    """The picture, the table and the files that a run ends with, or has ended with; what does not exist is left out."""
+    if name not in _running and name not in _ended:
+        return
     picture = picture if picture is not None and picture.exists() else None
     files = [file for file in files if file.exists()]
     _tell(lambda tracker: tracker.show(name, picture, rows, files))
@@ -134,12 +143,17 @@ def show(name: str, picture: Path | None, rows: Sequence[Row] = (), files: Seque
 
 def end(name: str, ok: bool) -> None:
     """A run is over."""
-    _running.pop(name, None)
+    if name not in _running:
+        return
+    del _running[name]
+    if ok:
+        _ended.add(name)
     _tell(lambda tracker: tracker.end(name, ok))
 
 
 _open: list["_Teller"] = []
 _running: dict[str, None] = {}
+_ended: set[str] = set()
 
 _NOT_FIGURES = {
     *("step", "steps", "training_iteration", "timestamp", "pid", "time_this_iter_s", "time_total_s"),
@@ -234,35 +248,46 @@ class _TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._runs: dict[str, Run] = {}
         self._writers: dict[str, Any] = {}
+        self._opened = 0
 
     def start(self, run: Run) -> None:
+        if run.name not in self._runs:
+            self._runs[run.name] = run
+            settings = [["field", "value"], *([key, str(value)] for key, value in run.settings.items())]
+            self._writer(run.name).add_text("settings", _markdown(settings))
+
+    def _writer(self, name: str) -> Any:
         from tensorboardX import SummaryWriter
 
-        if run.name not in self._writers:
-            writer = SummaryWriter(str(self._folder / (run.parent or "") / run.name))
-            self._writers[run.name] = writer
-            settings = [["field", "value"], *([key, str(value)] for key, value in run.settings.items())]
-            writer.add_text("settings", _markdown(settings))
+        if name not in self._writers:
+            self._opened += 1
+            folder = self._folder / (self._runs[name].parent or "") / name
+            # A file is named after the second, and would be overwritten by another one of the same.
+            suffix = f".{os.getpid()}.{self._opened}"
+            self._writers[name] = SummaryWriter(str(folder), filename_suffix=suffix, flush_secs=FLUSH)
+        return self._writers[name]
 
     def log(self, name: str, figures: Mapping[str, float], step: int) -> None:
         for key, value in figures.items():
-            self._writers[name].add_scalar(key, value, step)
-        self._writers[name].flush()
+            self._writer(name).add_scalar(key, value, step)
 
     def show(self, name: str, picture: Path | None, rows: Sequence[Row], files: Sequence[Path]) -> None:
         import numpy as np
         from PIL import Image
 
-        writer = self._writers[name]
+        over = name not in self._writers
+        writer = self._writer(name)
         if picture is not None:
             writer.add_image("strips", np.asarray(Image.open(picture).convert("RGB")), dataformats="HWC")
         if rows:
             writer.add_text("table", _markdown(_lines(rows)))
-        writer.flush()
+        if over:
+            self.end(name, ok=True)
 
     def end(self, name: str, ok: bool) -> None:
-        self._writers[name].close()  # it opens another file if a picture comes later
+        self._writers.pop(name).close()  # a picture that comes later opens another
 
 
 class _MLflow:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raydelta import trackers
-from raydelta.callbacks import show_progress, tell_trackers
+from raydelta.callbacks import changes, show_progress, tell_trackers
 from raydelta.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, flatten, load_config, override, parse_override, save_config, without_tracking
 from raydelta.data.prepare import evaluation_split, prepare_data
@@ -271,7 +271,7 @@ def _sweep_and_compare(
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     trials = [_job({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
-    _show_all(directory, rows, best, [*trials, *by_method.values()], gpus)
+    _show_all(directory, config, [*trials, *by_method.values()], rows, best, gpus)
     report = None
     try:
         report = write_report(directory, lambda job: draw_gallery(job, gpus))
@@ -292,14 +292,22 @@ def _sweep_and_compare(
 
 
 def _show_all(
-    directory: Path, rows: Sequence[Row], best: dict[str, Any] | None, jobs: Sequence["Job"], gpus: float
+    directory: Path,
+    config: Config,
+    jobs: Sequence["Job"],
+    rows: Sequence[Row],
+    best: dict[str, Any] | None,
+    gpus: float,
 ) -> None:
     """Tell the trackers what a sweep ends with: pictures of everything that was trained, the table, the best trial."""
     from raydelta.table import draw_trainings
 
     finished = {job.directory.name: job for job in jobs if job.kind != "expert" and job.done}
-    for name, picture in draw_trainings(finished, directory / "pictures", gpus).items():
-        trackers.show(name, picture)
+    pictures = draw_trainings(finished, directory / "pictures", gpus)
+    for name, job in finished.items():
+        trackers.start(trackers.Run(name, job.kind, changes(job.config, config), directory.name))  # if not told before
+        trackers.show(name, pictures[name])
+        trackers.end(name, ok=True)
     figures = trackers.table_figures(rows) | ({"miou": best["miou"]} if best is not None else {})
     trackers.log(directory.name, figures)
     files = [directory / name for name in ("table.csv", "table.json", "trials.json", "best.yaml")]
