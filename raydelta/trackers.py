@@ -10,6 +10,7 @@ Not here: figures among Ray's own metrics (metrics).
 import importlib.util
 import os
 import queue
+import re
 import threading
 import time
 import warnings
@@ -222,7 +223,7 @@ class _Teller:
 def table_figures(rows: Sequence[Row]) -> dict[str, float]:
     """mIoU of every line of the table, means over the seeds, under names that every tracker allows."""
     return {
-        f"miou/{part.split}/{part.method.replace(',', '')}/{part.labels_train} labels": part.miou
+        re.sub(r"[^\w/]+", "_", f"miou/{part.split}/{part.method}/{part.labels_train}_labels"): part.miou
         for part in summarise(rows)
     }
 

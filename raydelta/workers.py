@@ -307,7 +307,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
         ray.train.report(
             metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
         )
-        return ray.train.get_preemption_info() is not None
+        return bool(place.total(torch.tensor(float(_node_leaves()), device=place.device)))
 
     try:
         run_loop(job, large, place, report, _last_of_run(place.rank))

@@ -42,6 +42,7 @@ def test_a_cluster_file_is_valid_and_closed(file: Path) -> None:
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     environment = next(line for line in config["setup_commands"] if line.endswith("> ~/ray-environment"))
     assert "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0" in environment
+    assert "export RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:1" in environment
     # Without ray on the PATH of a login shell, ray down says nothing and stops nothing.
     assert any(line.endswith("echo '. ~/ray-environment' >> ~/.bashrc") for line in config["setup_commands"])
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
@@ -112,6 +113,8 @@ def test_the_rayjob_is_what_the_operator_and_we_understand() -> None:
         assert set(group["template"]["spec"]) == POD_FIELDS
         (container,) = group["template"]["spec"]["containers"]
         assert set(container) == CONTAINER_FIELDS
+        sent = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert sent["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:1"
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert mounts == {"runs": "/runs"}
         assert {volume["name"] for volume in group["template"]["spec"]["volumes"]} == set(mounts)
