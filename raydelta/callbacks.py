@@ -1,14 +1,16 @@
-"""What the driver does while trials run: the line of progress, gauges, and what trackers are told. Not here: the sweep.
+"""What the driver does beside a sweep: the line of progress, gauges, and what trackers are told. Not here: the sweep.
 
 Tune keeps its callbacks as pickles beside the sweep and takes them from there when it goes on, so they hold nothing
 that is open.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydelta import trackers
 from raydelta.config import Config, flatten
+from raydelta.evaluation import Row
 from raydelta.metrics import record_trials
 from raydelta.progress import Progress
 
@@ -95,6 +97,30 @@ def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep
                 trackers.end(name, ok)
 
     return TellTrackers()
+
+
+def tell_results(
+    directory: Path,
+    config: Config,
+    jobs: Sequence["Job"],
+    rows: Sequence[Row],
+    best: dict[str, Any] | None,
+    gpus: float,
+) -> None:
+    """Tell the trackers what a sweep ends with: pictures of everything that was trained, the table, the best trial."""
+    from raydelta.table import draw_trainings
+
+    finished = {job.directory.name: job for job in jobs if job.kind != "expert" and job.done}
+    pictures = draw_trainings(finished, directory / "pictures", gpus)
+    for name, job in finished.items():
+        trackers.start(trackers.Run(name, job.kind, changes(job.config, config), directory.name))  # if not told before
+        trackers.show(name, pictures[name])
+        trackers.end(name, ok=True)
+    figures = trackers.table_figures(rows) | ({"miou": best["miou"]} if best is not None else {})
+    trackers.log(directory.name, figures)
+    files = [directory / name for name in ("table.csv", "table.json", "trials.json", "best.yaml", "report.html")]
+    trackers.show(directory.name, directory / "strips.png", rows, files)
+    trackers.end(directory.name, ok=True)
 
 
 def changes(config: Config, base: Config) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def tune(
     print(f"table        {outcome.directory / 'table.json'}")
     if outcome.pictures:
         print(f"pictures     {outcome.pictures}")
+    if outcome.report:
+        print(f"report       {outcome.report}")
 
 
 @app.command("runs")
@@ -289,10 +291,20 @@ def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished t
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Directory of a sweep or of a training, finished or not.")],
+) -> None:
+    """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
+    from raydelta.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
 def select(
     run: Annotated[Path, typer.Argument(help="Directory of a finished translator, or of a sweep: its best one.")],
     count: Annotated[int, typer.Option(min=1, help="How many photographs (with --regions: cells) to label next.")],
-    strategy: Annotated[str, typer.Option(help="How to choose; docs/selection.md lists them.")] = "combined",
+    strategy: Annotated[str, typer.Option(help="How to choose; docs/selection.md lists them.")] = "random",
     out: Annotated[Path | None, typer.Option(help="Folder to write; in the run's, if not given.")] = None,
     regions: Annotated[str | None, typer.Option(help="Choose cells of a grid, COLUMNSxROWS, not photographs.")] = None,
     window: Annotated[
@@ -326,6 +338,50 @@ def doctor(
     print(doctor.as_json(checks) if as_json else doctor.format_checks(checks))
     if any(check.state == "bad" for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Directory of a training or of a sweep, or an exported folder.")],
+    inputs: Annotated[list[str], typer.Argument(help="Photographs and videos: files, folders, globs, addresses.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks; one that was begun is continued.")],
+    taxonomy: Annotated[
+        str | None, typer.Option(help="Whose ids to write: cityscapes (labelIds), cityscapes19, …; the run's own else.")
+    ] = None,
+    kinds: Annotated[str, typer.Option(help="Of ids, colour and overlay, with commas between.")] = "ids",
+    batch: Annotated[int, typer.Option(min=1, help="Images of one size at once.")] = 8,
+    window: Annotated[
+        str | None, typer.Option(help="WxH, predicted at once, in pixels at the scale of training; twice its, else.")
+    ] = None,
+) -> None:
+    """Write masks for photographs and videos."""
+    from raydelta.predict import predict
+
+    size = _numbers(window, "x", 2, "--window") if window else None
+    outcome = predict(run, inputs, out, taxonomy=taxonomy, kinds=kinds.split(","), batch=batch, window=size)
+    if outcome.void:
+        print(f"void         {', '.join(outcome.void)}: {taxonomy} has no such class")
+    for file, reason in outcome.skipped:
+        print(f"skipped      {file}: {reason}")
+    print(f"masks        {outcome.directory}: {outcome.images} written, {outcome.before} inputs were done before")
+    if outcome.images == outcome.before == 0:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished training, or of a sweep: its best one.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+) -> None:
+    """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
+    from raydelta.export import export
+
+    for check in export(run, out):
+        print(
+            f"{check.model:<18} {check.width}x{check.height}: {check.agreement:.3%} of the pixels as in torch, "
+            f"{check.seconds:.3f} s an image (torch {check.torch_seconds:.3f} s)"
+        )
+    print(f"card               {out / 'README.md'}")
 
 
 def main() -> None:

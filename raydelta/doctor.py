@@ -37,7 +37,7 @@ MEMORY = 4 * GIB  # what the main job with its built-in data takes
 DISK = 5 * GIB  # of which checkpoints of a sweep on real data are the most
 OPEN_FILES = 8192  # Ray keeps several for each worker, object and connection; it raises the soft limit by itself
 SHARED = 0.3  # share of the memory that Ray's object store takes, in /dev/shm
-EXTRAS = {"mlflow": "mlflow", "wandb": "wandb"}
+EXTRAS = {"export": "onnx", "mlflow": "mlflow", "video": "av", "wandb": "wandb"}
 """Optional extra → the module that it brings."""
 
 

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -39,6 +39,8 @@ class Row(BaseModel):
     per_class: dict[str, float | None]  # percent; None: the class is absent
     means: dict[str, float] = {}  # mIoU over the classes of a smaller built-in taxonomy: synthia16, synthia13
     images: int
+    stage: str | None = None  # directory of its training, beside the run's; None: an ensemble, or an older table
+    confusion: list[list[int]] | None = None  # pixels, rows truth and columns prediction; None: an older table
 
 
 def confusion_matrix(
@@ -157,19 +159,24 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def write_table(directory: Path, rows: Sequence[Row]) -> None:
-    """``table.json`` (keys ``rows`` and ``summary``) and ``table.csv`` with one column per class."""
-    tree = {"summary": [part.model_dump() for part in summarise(rows)], "rows": [row.model_dump() for row in rows]}
-    write_atomically(directory / "table.json", json.dumps(tree, indent=1))
+    """``table.json`` (keys ``rows`` and ``summary``, a line each) and ``table.csv`` with one column per class."""
+    summary, whole = (_lines(part.model_dump() for part in parts) for parts in (summarise(rows), rows))
+    write_atomically(directory / "table.json", f'{{\n"summary": {summary},\n"rows": {whole}\n}}\n')
     classes = list(rows[0].per_class) if rows else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = [name for name in Row.model_fields if name not in ("per_class", "means")]
+    fields = [name for name in Row.model_fields if name not in ("per_class", "means", "stage", "confusion")]
     means = list(rows[0].means) if rows else []
     writer.writerow([*fields, *means, *classes])
     for row in rows:
         ious = [*(row.means[name] for name in means), *(row.per_class[name] for name in classes)]
         writer.writerow([getattr(row, name) for name in fields] + ["" if iou is None else f"{iou:.2f}" for iou in ious])
     write_atomically(directory / "table.csv", text.getvalue())
+
+
+def _lines(objects: Iterable[dict[str, Any]]) -> str:
+    """A JSON list with one object on a line."""
+    return "[\n" + ",\n".join(map(json.dumps, objects)) + "\n]"
 
 
 def read_table(directory: Path) -> list[Row]:

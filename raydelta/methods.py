@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raydelta import checkpoint
 from raydelta.appearance import build_randomise, swap_amplitude
-from raydelta.config import Config, override
+from raydelta.config import Config, load_config, override
 from raydelta.data.augment import Batch, build_augment, build_colour
 from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_images
@@ -393,6 +393,18 @@ def read_job(directory: Path) -> Job:
     )
 
 
+def find_job(run: Path) -> Job:
+    """The job of a finished training, or of the best translator of a sweep.
+
+    Raises:
+        UserError: the directory is neither.
+    """
+    if (run / "best.yaml").exists():
+        config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
+        run = make_job("translator", config, runs, make_job("expert", config, runs).directory).directory
+    return read_job(run)
+
+
 def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
     """The labelled real images that the job may see: for training and for validation. No other label is read."""
     train, validation = label_ids(job)
@@ -450,12 +462,18 @@ def load_model(job: Job, place: Place) -> Model:
     return Model(lambda images: expert(translate(images).to(place.dtype)).float(), translate)
 
 
-def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:
-    """A generator of a complete translator stage: images in [-1, 1] → fp32 images, clipped to [-1, 1]."""
+def read_generator(directory: Path, name: str) -> nn.Module:
+    """A generator of a complete translator stage, frozen, on the CPU."""
     path = directory / "checkpoint"
     settings = checkpoint.read_config(path).generator
-    generator = freeze(Generator(settings.width, settings.blocks, settings.identity_start)).to(place.device)
+    generator = Generator(settings.width, settings.blocks, settings.identity_start)
     generator.load_state_dict(checkpoint.read_weights(path, name))
+    return freeze(generator)
+
+
+def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:
+    """A generator of a complete translator stage: images in [-1, 1] → fp32 images, clipped to [-1, 1]."""
+    generator = read_generator(directory, name).to(place.device)
 
     def translate(images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -21,6 +21,7 @@ GAP = 8  # pixels between pictures
 LINE = 20  # height of a line of text
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (236, 236, 236)
 VOID = (0, 0, 0)
+WRONG = (235, 64, 52)
 LARGEST = 480  # pixels of an image's width on a contact sheet
 BAR_CHART_WIDTH = 760
 
@@ -77,6 +78,14 @@ def heat(image: Pixels, values: NDArray[np.floating]) -> Pixels:
     colours = np.stack([np.ones_like(values), (2 * values - 1).clip(0, 1), np.zeros_like(values)], axis=-1) * 255
     grey = image.mean(-1, keepdims=True) / 2
     return (grey + (2 * values).clip(0, 1)[..., None] * (colours - grey)).round().astype(np.uint8)
+
+
+def mark_errors(image: Pixels, prediction: Pixels, truth: Pixels) -> Pixels:
+    """Red where a prediction [H, W] is wrong, black where there is no truth, over a dim grey copy of the image."""
+    grey = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1)
+    wrong = ((prediction != truth) & (truth != IGNORE))[..., None]
+    marked = np.where(wrong, WRONG, grey)
+    return np.where((truth == IGNORE)[..., None], 0, marked).round().astype(np.uint8)
 
 
 def outline(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:

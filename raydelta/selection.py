@@ -11,7 +11,6 @@ Not here: the strategies (strategies), and what becomes of the new labels (label
 import csv
 import io
 import json
-import logging
 import shlex
 import time
 from collections import defaultdict
@@ -27,13 +26,13 @@ import yaml
 from torch import Tensor
 
 from raydelta.cluster import ensure_ray
-from raydelta.config import GuidanceConfig, load_config
+from raydelta.config import GuidanceConfig
 from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.shards import Sample, data_fingerprint, is_plain, list_ids, read_manifest, read_rows
 from raydelta.data.streams import load_images, scan_rows
 from raydelta.errors import UserError
 from raydelta.expert import freeze
-from raydelta.methods import Job, label_ids, load_generator, load_segmenter, make_job, read_job
+from raydelta.methods import Job, find_job, label_ids, load_generator, load_segmenter
 from raydelta.pictures import colourise, heat, outline, strip
 from raydelta.place import Place
 from raydelta.progress import Progress
@@ -48,7 +47,7 @@ from raydelta.strategies import (
     rarity_weights,
     score,
 )
-from raydelta.workers import cause_of, find_place, get_or_cause
+from raydelta.workers import actor_pool, cause_of, find_place, get_or_cause
 
 WINDOW = 5
 """Frames: of this many that follow each other in a sequence, a batch holds one."""
@@ -81,7 +80,7 @@ class Selection:
 def select(
     run: Path,
     count: int,
-    strategy: str = "combined",
+    strategy: str = "random",
     *,
     out: Path | None = None,
     grid: tuple[int, int] | None = None,
@@ -115,10 +114,7 @@ def find_translator(run: Path) -> Job:
     Raises:
         UserError: the directory is neither.
     """
-    if (run / "best.yaml").exists():
-        config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
-        run = make_job("translator", config, runs, make_job("expert", config, runs).directory).directory
-    job = read_job(run)
+    job = find_job(run)
     if job.kind != "translator":
         raise UserError(f"{run}: is a finished {job.kind}; selection needs a translator (raydelta train translator)")
     return job
@@ -201,10 +197,8 @@ def sequence_places(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
 def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.ndarray]:
     """What ``Scorer`` says of every photograph of the training split, by id."""
     import ray
-    from ray.data import ActorPoolStrategy
 
-    data, total = job.config.data, ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    data = job.config.data
     split = read_manifest(data.real).splits["train"]
     kept = job.directory / "scores" / fingerprint([strategy, grid, data_fingerprint(data.real)])
     parts = [_read_part(path) for path in sorted(kept.glob("*.npz"))]
@@ -214,11 +208,8 @@ def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.n
             Scorer,
             fn_constructor_args=(job, strategy, grid),
             batch_size=BATCH,
-            compute=ActorPoolStrategy(size=min(gpus or cpus, len(split.shards))),
-            num_gpus=1 if gpus else 0,
-            num_cpus=0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
+            **actor_pool(len(split.shards)),
         )
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and warnings of progress bars would hide ours
         progress, fresh, last = Progress("selection"), list[dict[str, np.ndarray]](), time.monotonic()
         try:
             for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):

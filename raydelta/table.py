@@ -15,7 +15,7 @@ from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import load_images
 from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou, subset_means
-from raydelta.methods import Job, label_ids, load_model
+from raydelta.methods import ENSEMBLES, Job, label_ids, load_model
 from raydelta.pictures import colourise, strip
 from raydelta.progress import Progress
 from raydelta.stages import read_stage
@@ -62,7 +62,8 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
         for title, ids in subsets.items():
             images = load_images(uri, split, (data.width, data.height), ids=ids)
             classes = manifest.taxonomy.classes
-            ious = class_ious(confusion_matrix(model.predict, images, len(classes), place))
+            confusion = confusion_matrix(model.predict, images, len(classes), place)
+            ious = class_ious(confusion)
             train, validation = count_labels(job)
             row = Row(
                 method=method,
@@ -78,6 +79,8 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
+                stage=None if job.kind in ENSEMBLES else job.directory.name,
+                confusion=confusion.tolist(),
             )
             rows.append(row)
     return rows

@@ -35,11 +35,11 @@ class Taxonomy(BaseModel):
 
     def find(self, name: str) -> int:
         """The id of the class that a name of any data set counts as, or ``IGNORE``."""
-        wanted = _plain(name)
-        own = [_plain(known) for known in self.classes]
+        wanted = plain_name(name)
+        own = [plain_name(known) for known in self.classes]
         if wanted in own:
             return own.index(wanted)
-        counted = (i for i, known in enumerate(self.classes) if wanted in map(_plain, self.also.get(known, ())))
+        counted = (i for i, known in enumerate(self.classes) if wanted in map(plain_name, self.also.get(known, ())))
         return next(counted, IGNORE)
 
 
@@ -90,7 +90,7 @@ def _fields(tree: Any, stem: str) -> dict[str, Any]:
     return tree
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """``Traffic_Sign`` → ``traffic sign``."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 

@@ -8,6 +8,7 @@ stage, so a sweep that is run again repeats nothing. Selection looks at validati
 import itertools
 import json
 import re
+import shlex
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raydelta import trackers
-from raydelta.callbacks import changes, show_progress, tell_trackers
+from raydelta.callbacks import show_progress, tell_results, tell_trackers
 from raydelta.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, flatten, load_config, override, parse_override, save_config, without_tracking
 from raydelta.data.prepare import evaluation_split, prepare_data
@@ -27,6 +28,7 @@ from raydelta.evaluation import Row, write_table
 from raydelta.progress import Progress
 from raydelta.spaces import Space, load_space
 from raydelta.stages import fingerprint, read_stage, write_atomically
+from raydelta.sweeps import Sweep, record_sweep
 
 if TYPE_CHECKING:
     from raydelta.methods import Job
@@ -54,6 +56,7 @@ class Outcome:
     findings: list[str]  # sentences about the table
     failed: list[str]
     pictures: Path | None
+    report: Path | None  # None: it could not be written, and a warning has said why
 
 
 def run_tune(
@@ -104,9 +107,11 @@ def run_tune(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
             stacklevel=2,
         )
+    arguments = [space_name, *overrides, "--preset", preset, "--runs", str(runs)]
+    command = shlex.join(["raydelta", "tune", *arguments, *(["--config", str(config_file)] if config_file else [])])
     with trackers.open_trackers(tracking, runs):
         expert = train_expert(config, runs)
-        return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume)
+        return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume, command)
 
 
 def train_expert(config: Config, runs: Path) -> "Job":
@@ -202,11 +207,13 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
 
 
 def _sweep_and_compare(
-    space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool
+    space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool, command: str
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
+    from raydelta.gallery import draw_gallery
     from raydelta.methods import METHODS, Job, make_job
     from raydelta.replay import draw_choices, replay, sum_up
+    from raydelta.report import write_report
     from raydelta.table import draw_strips, evaluate_on_ray
     from raydelta.workers import open_large_sets
 
@@ -223,6 +230,7 @@ def _sweep_and_compare(
     elif space.resources.workers == 1:  # the drivers of several workers take no place, and would all start at once
         concurrent = space.concurrent or 0
     train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
+    record_sweep(directory, Sweep(command=command, space=space, config=config, expert=expert.directory.name))
 
     results = train.sweep(directory / "sweep", resume) if space.search else []
     best = _best_of(results) if space.search else None
@@ -262,8 +270,14 @@ def _sweep_and_compare(
     elif "guided" in by_method:
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
+    report = None
+    try:
+        report = write_report(directory, lambda job: draw_gallery(job, gpus))
+    except Exception as error:  # hours of training are not lost over a page
+        again = f"raydelta report {directory}"
+        warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=2)
     trials = [_job({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
-    _show_all(directory, config, [*trials, *(job for _, job in jobs)], rows, best, gpus)
+    tell_results(directory, config, [*trials, *(job for _, job in jobs)], rows, best, gpus)
     return Outcome(
         directory=directory,
         rows=rows,
@@ -273,31 +287,8 @@ def _sweep_and_compare(
         findings=findings,
         failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
         pictures=pictures if pictures.exists() else None,
+        report=report,
     )
-
-
-def _show_all(
-    directory: Path,
-    config: Config,
-    jobs: Sequence["Job"],
-    rows: Sequence[Row],
-    best: dict[str, Any] | None,
-    gpus: float,
-) -> None:
-    """Tell the trackers what a sweep ends with: pictures of everything that was trained, the table, the best trial."""
-    from raydelta.table import draw_trainings
-
-    finished = {job.directory.name: job for job in jobs if job.kind != "expert" and job.done}
-    pictures = draw_trainings(finished, directory / "pictures", gpus)
-    for name, job in finished.items():
-        trackers.start(trackers.Run(name, job.kind, changes(job.config, config), directory.name))  # if not told before
-        trackers.show(name, pictures[name])
-        trackers.end(name, ok=True)
-    figures = trackers.table_figures(rows) | ({"miou": best["miou"]} if best is not None else {})
-    trackers.log(directory.name, figures)
-    files = [directory / name for name in ("table.csv", "table.json", "trials.json", "best.yaml")]
-    trackers.show(directory.name, directory / "strips.png", rows, files)
-    trackers.end(directory.name, ok=True)
 
 
 def _best_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -389,9 +380,16 @@ class _Trainer:
                 "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
                 "stopped_early": (result.metrics or {}).get("step", 0) < steps,
                 "error": None if result.error is None else _last_line(result.error),
+                "stage": None if result.error is not None else self._stage_of(result.config["overrides"]),
             }
             for result in results
         ]
+
+    def _stage_of(self, overrides: dict[str, Any]) -> str:
+        """The name of a trial's training: where its curve is, should an earlier run have trained it."""
+        from raydelta.methods import make_job
+
+        return make_job("translator", override(self.config, overrides), self.runs, self.expert).directory.name
 
     def finish(self, jobs: Sequence[Any]) -> None:
         """Train jobs to their end, side by side."""

@@ -7,6 +7,7 @@ seconds to start, where a task or a plain Tune function takes 2, so a training o
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -20,13 +21,14 @@ import torch
 from raydelta.checkpoint import KEPT, find_whole, keep_checkpoint, list_checkpoints
 from raydelta.cluster import capacity
 from raydelta.config import Config
+from raydelta.curves import CURVE, append_report, format_curve, read_curve
 from raydelta.data.shards import read_manifest
 from raydelta.data.streams import is_streamed, load_images, share_cpus, stream_rows
 from raydelta.errors import UserError
 from raydelta.methods import Job, assemble, label_ids
 from raydelta.metrics import record_training
 from raydelta.place import Place, choose_dtype
-from raydelta.stages import complete_stage, patiently, replace_directory
+from raydelta.stages import complete_stage, patiently, replace_directory, write_atomically
 from raydelta.training import TrainingError, train
 
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
@@ -136,13 +138,13 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], 
 
 def _train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[str, Any]], None]) -> None:
     working, runs = working_directory(job), job.directory.parent
-    runs.mkdir(parents=True, exist_ok=True)
+    working.mkdir(parents=True, exist_ok=True)
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
         # The last is published and not kept: a training that went on from it would have nothing left to report.
         if checkpoint is not None and metrics["step"] < metrics["steps"]:
             patiently(runs, partial(keep_checkpoint, checkpoint, working))
-        publish_if_last(job, metrics, checkpoint)
+        record_report(job, metrics, checkpoint)
         on_report(metrics)
         return _node_leaves()
 
@@ -228,8 +230,10 @@ def run_loop(job: Job, large: Mapping[str, Any], place: Place, report: Any, resu
     )
 
 
-def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-    """After the last step: the checkpoint becomes the job's stage, for everything that asks for the same job."""
+def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    """A line of the curve; after the last step curve and checkpoint become the job's stage, for all who ask for it."""
+    curve = working_directory(job) / CURVE
+    append_report(curve, metrics)
     if checkpoint is None or metrics["step"] < metrics["steps"] or job.done:
         return
     train_ids, validation_ids = label_ids(job)
@@ -246,13 +250,14 @@ def publish_if_last(job: Job, metrics: dict[str, Any], checkpoint: Path | None) 
 
     def publish() -> None:
         replace_directory(checkpoint, job.directory / "checkpoint")
+        write_atomically(job.directory / CURVE, format_curve(read_curve(curve)))
         complete_stage(job.directory, manifest)
 
     patiently(job.directory.parent, publish)
 
 
 def working_directory(job: Job) -> Path:
-    """Where an unfinished training keeps its checkpoints; removed when it is published."""
+    """Where an unfinished training keeps its checkpoints and curve; removed when it is published."""
     return job.directory.parent / "unfinished" / job.directory.name
 
 
@@ -296,13 +301,13 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
         if place.rank == 0:
-            publish_if_last(job, metrics, checkpoint)
+            record_report(job, metrics, checkpoint)
             record_training(job.kind, job.directory.name, metrics)
         patiently(job.directory.parent)
         ray.train.report(
             metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
         )
-        return ray.train.get_preemption_info() is not None
+        return bool(place.total(torch.tensor(float(_node_leaves()), device=place.device)))
 
     try:
         run_loop(job, large, place, report, _last_of_run(place.rank))
@@ -376,6 +381,22 @@ def _run_beside(work: Callable[[], Any], poll: Callable[[], None]) -> None:
     poll()
     if failure:
         raise cause_of(failure[0])
+
+
+def actor_pool(most: int) -> dict[str, Any]:
+    """What ``map_batches`` takes for a pool of at most so many actors: one on every GPU, or else on every CPU."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    # Ray Data's plans and warnings of progress bars would hide our progress.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    total = ray.cluster_resources()
+    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    return {
+        "compute": ActorPoolStrategy(size=min(gpus or cpus, most)),
+        "num_gpus": 1 if gpus else 0,
+        "num_cpus": 0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
+    }
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -1,11 +1,13 @@
 """What several test modules share."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -63,8 +65,53 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def translator(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The job of a translator with next to no training, and its expert beside it."""
+    from raydelta.config import load_config
+    from raydelta.data.prepare import prepare_data
+    from raydelta.methods import make_job
+    from raydelta.workers import train_here
+    from tests.tiny import TINY
+
+    runs = tmp_path_factory.mktemp("runs")
+    config = prepare_data(load_config(overrides=TINY | {"expert.steps": 2, "translator.steps": 2}), runs)
+    expert = make_job("expert", config, runs)
+    train_here(expert)
+    job = make_job("translator", config, runs, expert.directory)
+    train_here(job)
+    return job
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Finished jobs by kind: a translator, and the trainings of an ensemble. The test split is the training split."""
+    import torch
+
+    from raydelta.config import load_config, override
+    from raydelta.methods import make_job
+    from raydelta.workers import train_here
+    from tests.test_methods import REAL_NAMES, STEPS, write_set
+    from tests.tiny import TINY
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained")
+    sets = {
+        "data.synthetic": write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(22)]),
+        "data.real": write_set(folder / "street", "street", REAL_NAMES),
+    }
+    shutil.copy(folder / "street" / "train-00000.parquet", folder / "street" / "test-00000.parquet")
+    config = override(load_config(overrides=TINY | STEPS), sets)
+    jobs: dict[str, Any] = {"expert": make_job("expert", config, folder / "runs")}
+    for kind in ("translator", "joint training", "mean teacher"):
+        jobs[kind] = make_job(kind, config, folder / "runs", jobs["expert"].directory)  # type: ignore[arg-type]
+    for job in jobs.values():
+        train_here(job)
+    return jobs
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A test of the whole that did not run must not go by as one more skipped test."""
+    """A test of the whole, or of what people see, that did not run must not go by as one more skipped test."""
     for report in terminalreporter.stats.get("skipped", []):
-        if "test_ray_up" in report.nodeid:
+        if any(module in report.nodeid for module in ("test_ray_up", "test_report")):
             terminalreporter.write_line(f"WARNING {report.nodeid}: {report.longrepr[2]}", yellow=True, bold=True)

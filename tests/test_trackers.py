@@ -232,7 +232,8 @@ def test_a_sweep_is_told_and_is_the_same_sweep_without(
         4,
         6,
     }
-    assert {"table.csv", "strips.png"} <= {file.path for file in told.list_artifacts(sweep.info.run_id)}
+    assert sweep.data.metrics["miou"] == pytest.approx(outcome.best_miou)
+    assert {"table.csv", "strips.png", "report.html"} <= {file.path for file in told.list_artifacts(sweep.info.run_id)}
     assert not [path for path in runs.rglob("*.yaml") if uri in path.read_text()], "a config is told to nobody"
 
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")}

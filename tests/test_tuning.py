@@ -13,6 +13,7 @@ from raydelta.errors import UserError
 from raydelta.evaluation import read_table
 from raydelta.methods import METHODS, Kind, make_job
 from raydelta.spaces import Method, Space
+from raydelta.sweeps import read_sweep, read_trials
 from raydelta.tuning import _last_line, in_waves, run_tune, trial_resources
 from tests.test_spaces import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
@@ -69,10 +70,21 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     assert {trial["overrides"]["guidance.weight"] for trial in trials} == {0.3, 0.6}
     assert outcome.pictures is not None
     assert (outcome.directory / "table.csv").exists()
+    assert outcome.report is not None
+    page = outcome.report.read_text()
+    assert "What this report does not show" not in page
+    assert "Gallery</h2>" in page and f"raydelta tune {space}" in page
+    sweep = read_sweep(outcome.directory)
+    assert sweep is not None and sweep.space.table.seeds == (0, 1)
 
+    outcome.report.unlink()
+    outcome.report.mkdir()  # a page that cannot be written costs nothing but itself
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")}
-    again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    with pytest.warns(UserWarning, match="no report, the results are whole; try raydelta report"):
+        again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    assert again.report is None
     assert again.rows == outcome.rows
+    assert all(len(trial.curve) > 1 for trial in read_trials(again.directory)), "of the run that trained them"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
 
 

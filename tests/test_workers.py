@@ -10,6 +10,7 @@ from ray.util.state import list_actors, list_tasks
 
 from raydelta import checkpoint, workers
 from raydelta.config import Config, load_config, override
+from raydelta.curves import CURVE, read_curve
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
 from raydelta.methods import Job, make_job
@@ -81,6 +82,8 @@ def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, c
     assert steps[-1] == length
     assert steps.count(2) == 1, "it must not start from the beginning"
     assert checkpoint.read_meta(job.directory / "checkpoint")["step"] == length
+    curve = read_curve(job.directory / CURVE)
+    assert [report["step"] for report in curve] == list(range(2, length + 1, 2)), "whole, each step once"
     assert not (tmp_path / "unfinished" / job.directory.name).exists()
     assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
 

@@ -60,7 +60,7 @@ class Paired(NamedTuple):
     bad: list[BadItem]
 
 
-def list_pictures(source: str | Path) -> Listing:
+def list_pictures(source: str | Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     """Every picture below a folder or address but for hidden files (macOS leaves ``._NAME.png`` beside each).
 
     Links that lead out of the source, and links to folders, are not followed.
@@ -69,7 +69,7 @@ def list_pictures(source: str | Path) -> Listing:
         UserError: not a folder, or one below it cannot be read.
     """
     if is_remote(source):
-        return Listing(sorted(_list_remote(str(source))), [], [])
+        return Listing(sorted(_list_remote(str(source), suffixes)), [], [])
     root = Path(source).expanduser().resolve()
     if os.path.isfile(root):  # noqa: PTH113 - false, and no error, where it cannot be looked at
         what = "an archive: unpack it first" if root.suffix.lower() in ARCHIVES else "a file, not a folder"
@@ -82,7 +82,7 @@ def list_pictures(source: str | Path) -> Listing:
             with os.scandir(folder) as entries:
                 shown = [entry for entry in entries if not _is_hidden(entry.name)]
                 for entry in shown:
-                    _list_entry(entry, root, folders, listing)
+                    _list_entry(entry, root, folders, listing, suffixes)
                 if not shown:
                     listing.empty.append(Path(folder).relative_to(root).as_posix())
         except OSError as error:
@@ -90,8 +90,10 @@ def list_pictures(source: str | Path) -> Listing:
     return Listing(sorted(listing.files), sorted(listing.links, key=str), listing.empty)
 
 
-def _list_entry(entry: os.DirEntry[str], root: Path, folders: list[str], listing: Listing) -> None:
-    if entry.is_symlink() and (entry.is_dir() or _is_picture(entry.name)):
+def _list_entry(
+    entry: os.DirEntry[str], root: Path, folders: list[str], listing: Listing, suffixes: Collection[str]
+) -> None:
+    if entry.is_symlink() and (entry.is_dir() or has_suffix(entry.name, suffixes)):
         path = Path(entry.path)
         if not path.resolve().is_relative_to(root):
             listing.links.append(BadItem(path, f"a symbolic link that leads out of {root}"))
@@ -101,7 +103,7 @@ def _list_entry(entry: os.DirEntry[str], root: Path, folders: list[str], listing
             return
     if entry.is_dir():
         folders.append(entry.path)
-    elif _is_picture(entry.name):
+    elif has_suffix(entry.name, suffixes):
         try:
             stat = entry.stat()
         except OSError as error:
@@ -111,7 +113,7 @@ def _list_entry(entry: os.DirEntry[str], root: Path, folders: list[str], listing
         listing.files.append(File(entry.path[len(str(root)) + 1 :], entry.path, version))
 
 
-def _list_remote(source: str) -> Iterable[File]:
+def _list_remote(source: str, suffixes: Collection[str]) -> Iterable[File]:
     files, base = open_address(source)
     try:
         infos = files.get_file_info(pyarrow.fs.FileSelector(base, recursive=True))
@@ -120,7 +122,7 @@ def _list_remote(source: str) -> Iterable[File]:
     address, question, options = source.partition("?")
     for info in infos:
         path = info.path.removeprefix(base).lstrip("/")
-        if info.is_file and _is_picture(path) and not any(map(_is_hidden, path.split("/"))):
+        if info.is_file and has_suffix(path, suffixes) and not any(map(_is_hidden, path.split("/"))):
             folder, slash, name = path.rpartition("/")  # the name of a file is taken as it is, its folder is decoded
             place = f"{address.rstrip('/')}/{quote(folder)}{slash}{name}{question}{options}"
             yield File(path, place, f"{info.size}:{info.mtime_ns}")
@@ -247,8 +249,9 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - half a million times, and Path is slow
+def has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    """Whether a file is of one of these kinds (in lower case, with the dot)."""
+    return os.path.splitext(name)[1].lower() in suffixes  # noqa: PTH122 - half a million times, and Path is slow
 
 
 def sequence_of(identifier: str) -> str:

@@ -56,7 +56,7 @@ def encode_pair(
     Raises:
         BadItem: one of the files breaks a rule.
     """
-    original, data = _read_image(item.image)
+    original, data = read_image(item.image)
     image = _shape(original, item.image, size, crop, Image.Resampling.BILINEAR)
     label = None
     if item.label is not None:
@@ -152,7 +152,7 @@ def _is_deep(data: bytes) -> bool:
     return data[:4] == b"\x89PNG" and data[PNG_BIT_DEPTH] == 16
 
 
-def _read_image(file: str) -> tuple[Image.Image, bytes | None]:
+def read_image(file: str) -> tuple[Image.Image, bytes | None]:
     """The RGB image, upright, and its bytes where a shard can take them as they are."""
     image, data = _open(file)
     with _decoding(file):

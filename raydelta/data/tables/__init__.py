@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raydelta.errors import UserError
-from raydelta.taxonomy import IGNORE, Taxonomy, map_names
+from raydelta.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy, map_names, plain_name
 
 FOLDER = Path(__file__).parent
 NO_CLASS = {"void", "unlabeled", "unlabelled", "reserved"}
@@ -81,6 +81,34 @@ def _read(path: Path) -> Table:
     if not table.ids or not all(0 <= value <= 65535 for value in table.ids):
         raise UserError(f"id table {path}: needs values from 0 to 65535 with a name each")
     return table
+
+
+def values_in(name: str, own: Taxonomy) -> tuple[list[int], list[str]]:
+    """The way out: ids of a taxonomy → values of a shipped table (``cityscapes``: labelIds) or another taxonomy.
+
+    Returns:
+        the value of each of the ids 0 to 255, and the classes that have none there and become void.
+
+    Raises:
+        UserError: there is no such table or taxonomy.
+    """
+    if name in shipped_tables():
+        ids = read_table(name).ids
+        values = {plain_name(known): value for value, known in reversed(ids.items())}
+        void = next((value for value, known in ids.items() if known in NO_CLASS), IGNORE)
+    elif name in BUILT_IN or Path(name).is_file():
+        values, void = {plain_name(known): value for value, known in enumerate(get_taxonomy(name).classes)}, IGNORE
+    else:
+        raise UserError(
+            f"taxonomy {name!r}: there are {', '.join(BUILT_IN)}, files, and the ids of {', '.join(shipped_tables())}"
+        )
+    lookup, dropped = [void] * 256, []
+    for number, known in enumerate(own.classes):
+        names = [plain_name(each) for each in (known, *own.also.get(known, ()))]
+        hit = next((values[each] for each in names if each in values), None)
+        lookup[number] = void if hit is None else hit
+        dropped += [known] if hit is None else []
+    return lookup, dropped
 
 
 def tables_that_hold(values: set[int]) -> list[str]:
