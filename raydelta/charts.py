@@ -405,7 +405,7 @@ def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]
     low, high = curve(min(values)), curve(max(values))
     places = [(curve(value) - low) / (high - low) for value in values]
     distinct = dict(sorted(zip(places, values, strict=True)))
-    if len(distinct) <= 5:
+    if len(distinct) <= 5 and all(isinstance(value, int) for value in values):
         return places, [(place, short(value)) for place, value in distinct.items()]
     ends = [(0.0, min(values)), (1.0, max(values))]
     middle = math.exp((low + high) / 2) if curve is math.log else (low + high) / 2

@@ -161,7 +161,8 @@ def add_curves(page: Page, trainings: Sequence[Training]) -> None:
     known = [training for training in trainings if training.curve]
     if not known:
         return
-    chosen = max(known, key=lambda training: training.curve[-1].get("miou") or 0)
+    # The translator is what a run is about; the expert's mIoU is on synthetic images, and on another scale.
+    chosen = max(known, key=lambda each: (each.id.startswith("translator/"), each.curve[-1].get("miou") or 0))
     terms: dict[str, None] = {}
     phases: dict[str, None] = {}
     lines = []
@@ -215,11 +216,11 @@ def _add_lead(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> No
         page.facts.append((name, f"{_difference(*most.against[REFERENCE])} points"))
     seeds = len({row.seed for row in tested})
     if seeds == 1 and len(shown) > 1:
-        page.lead.append(
+        page.cautions.append(
             "One seed: differences of a few points may be chance. table.seeds in the search space adds more."
         )
     if tested[0].real == STAND_IN:
-        page.lead.append(
+        page.cautions.append(
             "The photographs are the built-in stand-in, made by the simulator: this says nothing of real ones."
         )
     page.facts.append(("validation labels", str(max(part.labels_val for part in shown))))
