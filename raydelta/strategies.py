@@ -105,7 +105,7 @@ def ripu(view: View) -> Tensor:
     side = 2 * max(1, logits.shape[2] // (2 * NEIGHBOURHOOD)) + 1
     predicted = torch.zeros_like(logits).scatter_(1, view.classes[:, None], 1.0)
     heat = _entropy(_smooth(predicted, side)) * _smooth(entropy(view)[:, None], side)[:, 0]
-    return F.interpolate(heat[:, None], logits.shape[2:])[:, 0]
+    return F.interpolate(heat[:, None], logits.shape[2:], mode="bilinear")[:, 0]
 
 
 def disagreement(view: View) -> Tensor:

@@ -33,7 +33,7 @@ def test_two_hundred_kills_at_random_moments_leave_everything_whole(measured: di
     kills = measured["kills"]
     assert kills["fault"].startswith("200 ×")
     assert 0 < kills["lost"] <= kills["interval"]
-    assert int(kills["note"].split()[0]) >= 1, "trainings that ended in spite of it"
+    assert int(kills["note"].split()[0]) >= 3, "trainings that ended in spite of it"
 
 
 def test_a_full_disk_costs_at_most_one_interval(measured: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from raydelta.selection import (
     select,
     sequence_places,
 )
-from raydelta.strategies import STRATEGIES
+from raydelta.strategies import RAREST, STRATEGIES
 from raydelta.taxonomy import CAMVID11
 from raydelta.workers import train_here
 from tests.test_methods import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, every_label, no_label, write_set
@@ -116,6 +116,23 @@ def test_a_pool_scored_over_ray_is_the_same_as_here(ray_session: None, translato
     order = np.argsort(batch["id"])
     assert np.array_equal(scored["scores"], here["scores"][order])
     assert np.allclose(scored["features"], here["features"][order], atol=1e-5)
+
+
+def test_where_a_class_is_rare_its_pixels_weigh_more(ray_session: None, translator: Job) -> None:
+    choices, weights = choose(translator, 5, "rarity", window=1)
+    batch = pixels_of(translator)
+    logits = load_model(translator, Place(torch.device("cpu"))).predict(to_float(torch.from_numpy(batch["pixels"])))
+    shares, classes = logits.softmax(1), logits.argmax(1)
+    pool = [row for row, name in enumerate(batch["id"]) if name in unused(translator)]
+    covered = torch.bincount(classes[pool].flatten(), minlength=CLASSES).double()
+    expected = 1 / (covered / covered.sum()).clamp(min=RAREST)
+    expected /= (expected * covered / covered.sum()).sum()
+    assert torch.allclose(weights.double(), expected, rtol=1e-4)
+    heat = -(shares * shares.log()).sum(1) / np.log(CLASSES)
+    weighted = (heat * weights[classes]).mean((1, 2)).detach()
+    by_id = dict(zip(batch["id"], weighted.tolist(), strict=True))
+    assert [choice.score for choice in choices] == pytest.approx([by_id[choice.id] for choice in choices], rel=1e-4)
+    assert [choice.score for choice in choices] == pytest.approx(sorted(weighted[pool].tolist())[::-1][:5], rel=1e-4)
 
 
 def test_a_killed_selection_scores_only_what_is_left(
