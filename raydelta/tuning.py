@@ -1,24 +1,19 @@
-"""The sweep with Ray Tune, and the main job around it: data, expert, sweep, table, pictures.
+"""The main job: data, expert, sweep, table, pictures, report. The best trial is chosen by validation labels only.
 
-A trial is one translator training that reports its validation
-mIoU on the way; all trials share the expert and the images in the object store. Everything that finishes becomes a
-stage, so a sweep that is run again repeats nothing. Selection looks at validation labels only.
+Not here: how trials are run (trials), and what the rows of the table are made of (methods).
 """
 
 import itertools
 import json
-import re
 import shlex
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raydelta import trackers
-from raydelta.callbacks import show_progress, tell_results, tell_trackers
+from raydelta.callbacks import tell_results
 from raydelta.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, flatten, load_config, override, parse_override, save_config, without_tracking
 from raydelta.data.prepare import evaluation_split, prepare_data
@@ -29,16 +24,10 @@ from raydelta.progress import Progress
 from raydelta.spaces import Space, load_space
 from raydelta.stages import fingerprint, read_stage, write_atomically
 from raydelta.sweeps import Sweep, record_sweep
+from raydelta.trials import Trainer, job_of, trial_resources
 
 if TYPE_CHECKING:
     from raydelta.methods import Job
-
-DRIVER = {"node:__internal_head__": 0.001}
-"""What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
-the last worker from starting where workers need all CPUs."""
-
-
-ROOM = "run fewer trials at once (`concurrent`), or take a smaller batch or network"
 
 DRAWN = ("unguided", "guided", "joint training", "student")
 """Methods whose pictures stand beside each other after a run."""
@@ -180,32 +169,6 @@ def note_of(metrics: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], int]:
-    """What a worker of a trial reserves, and how many trials fit the cluster as it is, or as the space limits them.
-
-    Raises:
-        UserError: the cluster can never give that.
-    """
-    wanted = space.resources
-    gpus = wanted.gpus if wanted.gpus is not None else float(cluster.gpus > 0)
-    if gpus * wanted.workers > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
-        raise UserError(
-            f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
-            f"but the cluster can give {cluster.cpus} CPUs and {cluster.gpus} GPUs at most; "
-            "lower resources.* in the space, or start more nodes"
-        )
-    if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= gpus for node in cluster.resources):
-        raise UserError(
-            f"resources: a worker needs {wanted.cpus} CPUs and {gpus:g} GPUs on one node, and no node has that many; "
-            "lower resources.cpus or resources.gpus in the space, and raise resources.workers"
-        )
-    fits = cluster.cpus // (wanted.workers * wanted.cpus)
-    if gpus:
-        fits = min(fits, int(cluster.gpus / (gpus * wanted.workers)))
-    concurrent = max(1, min(fits, space.concurrent or fits))
-    return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
-
-
 def _sweep_and_compare(
     space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool, command: str
 ) -> Outcome:
@@ -227,9 +190,10 @@ def _sweep_and_compare(
     if streamed:  # workers that reserve every CPU would starve Ray Data for ever
         resources["CPU"] = resources["CPU"] / 2
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
-    elif space.resources.workers == 1:  # the drivers of several workers take no place, and would all start at once
+    elif space.resources.workers == 1 and space.algorithm == "random":
+        # Not drivers of several workers, which take no place, nor what Optuna draws, which has to know the last ones.
         concurrent = space.concurrent or 0
-    train = _Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
+    train = Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
     record_sweep(directory, Sweep(command=command, space=space, config=config, expert=expert.directory.name))
 
     results = train.sweep(directory / "sweep", resume) if space.search else []
@@ -276,7 +240,7 @@ def _sweep_and_compare(
     except Exception as error:  # hours of training are not lost over a page
         again = f"raydelta report {directory}"
         warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=2)
-    trials = [_job({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
+    trials = [job_of({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
     tell_results(directory, config, [*trials, *(job for _, job in jobs)], rows, best, gpus)
     return Outcome(
         directory=directory,
@@ -316,177 +280,3 @@ def in_waves(jobs: Sequence[Any]) -> list[list[Any]]:
 
 def _depth(job: Any) -> int:
     return 1 + max((_depth(parent) for parent in job.parents), default=0)
-
-
-@dataclass(frozen=True)
-class _Trainer:
-    """Everything that is trained after the expert goes through Ray Tune here."""
-
-    config: Config
-    expert: Path
-    runs: Path
-    large: dict[str, Any]
-    resources: dict[str, float]
-    concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
-    space: Space
-    name: str  # of the sweep
-
-    def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
-        """Overrides, validation mIoU, device seconds and error of every trial."""
-        from ray import tune
-        from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-        from ray.tune.search import ConcurrencyLimiter
-        from ray.tune.search.basic_variant import BasicVariantGenerator
-
-        space, steps = self.space, self.config.translator.steps
-        search = {key: dimension.sampler() for key, dimension in space.search.items()}
-        scheduler: Any = FIFOScheduler()
-        if space.scheduler == "asha":
-            scheduler = ASHAScheduler(
-                time_attr="step",
-                max_t=steps + 1,  # a trial ends by itself at its last step
-                grace_period=max(1, int(space.grace * steps)),
-                reduction_factor=space.reduction,
-            )
-        algorithm: Any = BasicVariantGenerator(max_concurrent=self.concurrent, random_state=self.config.seed)
-        if space.algorithm == "optuna":
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            algorithm = OptunaSearch(seed=self.config.seed)
-            if self.concurrent:
-                algorithm = ConcurrencyLimiter(algorithm, max_concurrent=self.concurrent)
-        tune_config = tune.TuneConfig(
-            metric="miou",
-            mode="max",
-            num_samples=space.trials,
-            scheduler=scheduler,
-            search_alg=algorithm,
-            # An actor that is reused would let Ray Train go on for a trial that was stopped.
-            reuse_actors=space.resources.workers == 1,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        )
-        grid = 1
-        for dimension in space.search.values():
-            grid *= len(dimension.grid or [0])
-        param_space = {"kind": "translator", "overrides": search}
-        results = self._fit(directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume)
-        return [
-            {
-                "overrides": result.config["overrides"],
-                "miou": (result.metrics or {}).get("miou"),
-                "step": (result.metrics or {}).get("step", 0),
-                "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
-                "stopped_early": (result.metrics or {}).get("step", 0) < steps,
-                "error": None if result.error is None else _last_line(result.error),
-                "stage": None if result.error is not None else self._stage_of(result.config["overrides"]),
-            }
-            for result in results
-        ]
-
-    def _stage_of(self, overrides: dict[str, Any]) -> str:
-        """The name of a trial's training: where its curve is, should an earlier run have trained it."""
-        from raydelta.methods import make_job
-
-        return make_job("translator", override(self.config, overrides), self.runs, self.expert).directory.name
-
-    def finish(self, jobs: Sequence[Any]) -> None:
-        """Train jobs to their end, side by side."""
-        from ray import tune
-
-        directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
-        if all(job.done for job in jobs):
-            shutil.rmtree(directory, ignore_errors=True)
-            return
-        settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
-        tune_config = tune.TuneConfig(
-            max_concurrent_trials=self.concurrent or None,
-            reuse_actors=self.space.resources.workers == 1,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        )
-        steps = max(job.steps for job in jobs)
-        results = self._fit(
-            directory, {"job": tune.grid_search(settings)}, tune_config, "comparison", len(jobs), steps, resume=True
-        )
-        errors = [_last_line(result.error) for result in results if result.error is not None]
-        if errors:
-            raise UserError(f"the comparison could not be trained: {'; '.join(errors)}")
-        shutil.rmtree(directory, ignore_errors=True)
-
-    def _fit(
-        self, directory: Path, param_space: Any, tune_config: Any, title: str, trials: int, steps: int, resume: bool
-    ) -> list[Any]:
-        from ray import tune
-        from ray.tune.logger import JsonLoggerCallback
-
-        fixed: dict[str, Any] = {"base": self.config, "expert": self.expert, "runs": self.runs}
-        job_of = partial(_job, **fixed)
-        # A trial of several workers only drives them, and they reserve for themselves.
-        reserved = self.resources if self.space.resources.workers == 1 else DRIVER
-        trainable = tune.with_resources(
-            tune.with_parameters(_trial, **fixed, large=self.large, resources=self.resources),
-            reserved,
-        )
-        progress = Progress(title)
-        if resume and tune.Tuner.can_restore(str(directory)):
-            tuner = tune.Tuner.restore(
-                str(directory), trainable, param_space=param_space, resume_unfinished=True, restart_errored=True
-            )
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            run_config = tune.RunConfig(
-                name=directory.name,
-                storage_path=str(directory.parent),
-                callbacks=[
-                    show_progress(progress, trials, steps, str(directory.relative_to(self.runs))),
-                    tell_trackers(job_of, self.config, self.name),
-                    JsonLoggerCallback(),
-                ],
-                failure_config=tune.FailureConfig(max_failures=1),
-                verbose=0,
-            )
-            tuner = tune.Tuner(trainable, param_space=param_space, tune_config=tune_config, run_config=run_config)
-        results = list(tuner.fit())
-        scores = [r.metrics["miou"] for r in results if r.metrics and "miou" in r.metrics]
-        best = f"  best validation mIoU {max(scores):.1f} %" if scores else ""
-        progress.finish(f"{len(results)} trainings{best}")
-        return results
-
-
-def _trial(
-    settings: dict[str, Any],
-    *,
-    base: Config,
-    expert: Path,
-    runs: Path,
-    large: dict[str, Any],
-    resources: dict[str, float],
-) -> None:
-    """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
-    from raydelta.workers import tune_trial
-
-    job = _job(settings, base, expert, runs)
-    tune_trial(job, {name: large[name] for name in job.large_sets}, resources)
-
-
-def _job(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> "Job":
-    from raydelta.methods import make_job
-
-    if "job" in settings:
-        return make_job(settings["job"]["kind"], Config(**settings["job"]["config"]), runs, expert)
-    return make_job(settings["kind"], override(base, settings["overrides"]), runs, expert)
-
-
-def _last_line(error: BaseException) -> str:
-    from ray.exceptions import OutOfMemoryError
-
-    from raydelta.workers import cause_of
-
-    cause = cause_of(error)
-    if isinstance(cause, OutOfMemoryError):  # its last lines are about Ray's settings
-        return f"out of memory: its node had none left; {ROOM}"
-    if found := re.search(r"(CUDA out of memory|can't allocate memory)[^.]*", str(cause)):  # torch's words for it
-        return f"out of memory: {found.group()}; {ROOM}"
-    return str(cause).strip().splitlines()[-1]

@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from raydelta.config import load_config, override
     from raydelta.methods import make_job
     from raydelta.workers import train_here
-    from tests.test_methods import REAL_NAMES, STEPS, write_set
+    from tests.sets import REAL_NAMES, STEPS, write_set
     from tests.tiny import TINY
 
     torch.set_num_threads(1)

@@ -1,23 +1,17 @@
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from raydelta import checkpoint
 from raydelta.config import Config, load_config, override
-from raydelta.data.shards import FOOTER, SCHEMA, Manifest, Shard, Split
-from raydelta.data.simulator import Look, simulate
 from raydelta.data.streams import Images, MemoryStream
-from raydelta.data.writing import encode_jpeg, encode_label
+from raydelta.data.writing import encode_label
 from raydelta.errors import UserError
 from raydelta.labels import choose_labels
 from raydelta.methods import (
@@ -37,61 +31,13 @@ from raydelta.place import Place
 from raydelta.stages import read_stage
 from raydelta.taxonomy import CAMVID11
 from raydelta.workers import open_large_sets, train_here, working_directory
+from tests.sets import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, no_label, write_set
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
 
 HERE = Place(torch.device("cpu"))
-WIDTH, HEIGHT, SYNTHETIC, REAL = 64, 32, 22, 20
-STEPS = {"expert.steps": 2, "translator.steps": 3, "student.steps": 2, "compute.precision": "fp32"}
-REAL_NAMES = [(f"real-{index:02d}", f"drive {index % 4}") for index in range(REAL)]
-
-Labelling = Callable[[str, np.ndarray], bytes | None]
 Trained = tuple[Job, list[dict[str, Any]]]
-
-
-def every_label(name: str, mask: np.ndarray) -> bytes | None:
-    return encode_label(mask)
-
-
-def no_label(name: str, mask: np.ndarray) -> bytes | None:
-    return None
-
-
-def write_set(target: Path, look: Look, names: list[tuple[str, str]], label: Labelling = every_label) -> str:
-    """A data set with one training shard, written without Ray; its manifest promises a test shard that is not there."""
-    target.mkdir()
-    rows = []
-    for index, (name, sequence) in enumerate(names):
-        image, mask = simulate(index, look=look, width=WIDTH, height=HEIGHT)
-        row = {
-            "id": name,
-            "sequence": sequence,
-            "image": encode_jpeg(Image.fromarray(image)),
-            "label": label(name, mask),
-        }
-        rows.append(row | {"height": HEIGHT, "width": WIDTH})
-    unlabelled = [row["id"] for row in rows if row["label"] is None]
-    footer = {"inputs": "", "pixels": [0] * len(CAMVID11), "void": 0, "unlabelled": unlabelled, "skipped": []}
-    with pq.ParquetWriter(target / "train-00000.parquet", SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-        writer.add_key_value_metadata({FOOTER: json.dumps(footer)})
-    splits = {}
-    for split in ("train", "test"):
-        checksum = f"{look} {split} {len(unlabelled)}"
-        labelled = len(rows) - len(unlabelled)
-        shard = Shard(file=f"{split}-00000.parquet", rows=len(rows), labelled=labelled, bytes=1, sha256=checksum)
-        splits[split] = Split(shards=[shard], pixels=[0] * len(CAMVID11), void=0)
-    manifest = Manifest(
-        name=target.name,
-        domain="synthetic" if look == "synthetic" else "real",
-        taxonomy=CAMVID11,
-        splits=splits,
-        source="test",
-        options={},
-    )
-    (target / "manifest.json").write_text(manifest.model_dump_json())
-    return str(target)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from raydelta.methods import load_model, make_job
 from raydelta.place import Place
 from raydelta.predict import Predictor, predict, predict_windows
 from raydelta.taxonomy import BUILT_IN, CAMVID11
-from tests.test_methods import HEIGHT, WIDTH
+from tests.sets import HEIGHT, WIDTH
 
 FRAMES = 3
 

@@ -35,7 +35,7 @@ from raydelta.selection import (
 from raydelta.strategies import RAREST, STRATEGIES
 from raydelta.taxonomy import CAMVID11
 from raydelta.workers import train_here
-from tests.test_methods import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, every_label, no_label, write_set
+from tests.sets import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, every_label, no_label, write_set
 from tests.tiny import TINY
 
 torch.set_num_threads(1)

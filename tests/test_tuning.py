@@ -3,41 +3,18 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import ray
 
-from raydelta.cluster import Cluster
 from raydelta.config import load_config, override
 from raydelta.data.importers import simulate_dataset
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
 from raydelta.evaluation import read_table
 from raydelta.methods import METHODS, Kind, make_job
-from raydelta.spaces import Method, Space
+from raydelta.spaces import Method
 from raydelta.sweeps import read_sweep, read_trials
-from raydelta.tuning import _last_line, in_waves, run_tune, trial_resources
+from raydelta.tuning import in_waves, run_tune
 from tests.test_spaces import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
-
-
-def test_resources_say_what_is_missing() -> None:
-    cpus = Cluster(nodes=1, resources=({"CPU": 4},), dashboard=None, logs=Path())
-    gpus = Cluster(nodes=1, resources=({"CPU": 16, "GPU": 2},), dashboard=None, logs=Path())
-    space = Space(search={}, resources={"cpus": 2})  # type: ignore[arg-type]
-    assert trial_resources(space, cpus) == ({"CPU": 2, "GPU": 0.0}, 2)
-    assert trial_resources(space, gpus) == ({"CPU": 2, "GPU": 1.0}, 2)
-    packed = Space(search={}, resources={"gpus": 0.25})  # type: ignore[arg-type]
-    assert trial_resources(packed, gpus) == ({"CPU": 1, "GPU": 0.25}, 8)
-    with pytest.raises(UserError, match=r"0\.25 GPUs, but the cluster can give 4 CPUs and 0 GPUs at most"):
-        trial_resources(packed, cpus)
-
-
-def test_a_worker_that_fits_no_node_is_refused() -> None:
-    """Ray would wait for such a node for ever."""
-    cluster = Cluster(nodes=1, resources=({"CPU": 8}, *[{"CPU": 4, "GPU": 1}] * 4), dashboard=None, logs=Path())
-    assert trial_resources(Space(resources={"workers": 4}), cluster) == ({"CPU": 1, "GPU": 1.0}, 1)  # type: ignore[arg-type]
-    for resources in ({"gpus": 2}, {"cpus": 8}, {"cpus": 9, "gpus": 0}):
-        with pytest.raises(UserError, match=r"on one node, and no node has that many"):
-            trial_resources(Space(resources=resources), cluster)  # type: ignore[arg-type]
 
 
 def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:
@@ -86,12 +63,6 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     assert again.rows == outcome.rows
     assert all(len(trial.curve) > 1 for trial in read_trials(again.directory)), "of the run that trained them"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
-
-
-def test_a_trial_that_ray_has_killed_for_its_memory_says_so() -> None:
-    error = ray.exceptions.OutOfMemoryError("Memory on the node was 15 of 16 GB.\nTo disable worker killing, set …")
-    assert _last_line(error).startswith("out of memory: its node had none left; run fewer trials at once")
-    assert _last_line(ValueError("first\nlast")) == "last"
 
 
 def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
