@@ -125,6 +125,7 @@ class Trainer:
 
     def _stage_of(self, overrides: dict[str, Any]) -> str:
         """The name of a trial's training: where its curve is, should an earlier run have trained it."""
+        from raydelta.methods import make_job
 
         return make_job("translator", override(self.config, overrides), self.runs, self.expert).directory.name
 
@@ -209,6 +210,7 @@ def _trial(
 
 
 def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> "Job":
+    from raydelta.methods import make_job
 
     if "job" in settings:
         return make_job(settings["job"]["kind"], Config(**settings["job"]["config"]), runs, expert)
