@@ -1,11 +1,13 @@
 """The on-premise cluster for real: ray up over ssh on three hosts, a sweep across them, ray down.
 
 The hosts are network, process, mount and name spaces of this machine on a bridge, each with its own sshd, home and Ray
-session; the folder of the runs is what they share, and the data sets lie on an S3-compatible server on the bridge. That
-takes root, iproute2 and an OpenSSH server. Where they lack, the tests are skipped, and the end of the output says so.
+session. Data sets and runs lie on an S3-compatible server on the bridge, the runs in a bucket that every host mounts as
+docs/cluster.md says. That takes root, iproute2, s3fs and an OpenSSH server. Where they lack, the tests are skipped, and
+the end of the output says so.
 """
 
 import contextlib
+import fnmatch
 import os
 import re
 import shutil
@@ -66,9 +68,11 @@ def missing() -> str | None:
     """What this machine lacks, if anything."""
     if os.geteuid() != 0:
         return "it takes root, to make network namespaces"
-    for program in ("ip", "unshare", "rsync", "ssh", "ssh-keygen"):
+    for program in ("ip", "unshare", "rsync", "ssh", "ssh-keygen", "s3fs"):
         if shutil.which(program) is None:
-            return f"there is no {program} (packages iproute2, util-linux, rsync, openssh-client)"
+            return f"there is no {program} (packages iproute2, util-linux, rsync, openssh-client, s3fs)"
+    if not Path("/dev/fuse").exists():
+        return "there is no /dev/fuse, to mount a bucket"
     if not Path(SSHD).exists():
         return "there is no sshd (package openssh-server)"
     probe = subprocess.run(["ip", "link", "add", f"rdx{os.getpid()}", "type", "bridge"], capture_output=True, text=True)
@@ -184,12 +188,11 @@ def laptop(hosts: Path) -> Laptop:
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text(TOKEN)
     (home / ".ray" / "auth_token").chmod(0o600)
-    (hosts / "shared").mkdir()
     tree = yaml.safe_load((ROOT / "clusters" / "on-premise.yaml").read_text())
     tree["cluster_name"] = f"raydelta-{os.getpid()}"
     tree["provider"] |= {"head_ip": IPS[0], "worker_ips": IPS[1:]}
     tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts / "keys" / "laptop")}
-    tree["metadata"]["runs"] = str(hosts / "shared" / "runs")
+    tree["metadata"]["runs"] = "/mnt/runs"  # ~/runs of every host
     install = [f"ln -sfn {sys.prefix} ~/venv"]
     settings = {
         "AWS_ENDPOINT_URL": f"http://{GATEWAY}:{PORT}",
@@ -205,7 +208,10 @@ def laptop(hosts: Path) -> Laptop:
     tree["setup_commands"] = install + [
         command.replace("> ~/ray-environment", f"{more} > ~/ray-environment") for command in kept
     ]
+    mount = re.search(r"<!-- s3fs -->\n```bash\n(.*)\n```", (ROOT / "docs" / "cluster.md").read_text())
+    assert mount
     for commands in (tree["head_start_ray_commands"], tree["worker_start_ray_commands"]):
+        commands.insert(0, mount[1].replace("BUCKET", "runs"))
         # One processor each: two workers of a training are on two hosts.
         commands[-1] = commands[-1].replace("ray start", "ray start --num-cpus=1 --object-store-memory=300000000")
     cluster = hosts / "cluster.yaml"
@@ -217,8 +223,8 @@ def laptop(hosts: Path) -> Laptop:
 
 
 @pytest.fixture(scope="module")
-def bucket(hosts: Path) -> Iterator[str]:
-    """A bucket on the bridge, with a synthetic and a real data set in it."""
+def buckets(hosts: Path, ray_session: None) -> Iterator[Any]:
+    """A client of a server on the bridge: in ``sets`` lie a synthetic and a real data set, in ``runs`` nothing."""
     import boto3
     from botocore.exceptions import EndpointConnectionError
 
@@ -230,7 +236,8 @@ def bucket(hosts: Path) -> Iterator[str]:
         deadline = time.monotonic() + 60
         while True:
             try:
-                client.create_bucket(Bucket="sets")
+                for name in ("sets", "runs"):
+                    client.create_bucket(Bucket=name)
                 break
             except EndpointConnectionError:  # it does not listen yet
                 assert server.poll() is None and time.monotonic() < deadline
@@ -240,14 +247,14 @@ def bucket(hosts: Path) -> Iterator[str]:
             simulate_dataset(look, target, counts={"train": 20, "test": 6}, width=64, height=32, seed=0)
             for file in target.iterdir():
                 client.upload_file(str(file), "sets", f"{name}/{file.name}")
-        yield "s3://sets"
+        yield client
     finally:
         server.kill()
         server.wait()
 
 
 @pytest.fixture(scope="module")
-def up(laptop: Laptop) -> Iterator[Laptop]:
+def up(laptop: Laptop, buckets: Any) -> Iterator[Laptop]:
     """The laptop, when the cluster is up with all three nodes."""
     try:
         laptop.ray("up", "-y", laptop.cluster)
@@ -276,27 +283,32 @@ def test_the_cluster_is_closed(up: Laptop) -> None:
         assert requests.get(f"{address}/api/jobs/", headers=header, timeout=30).status_code == 200
 
 
-def test_a_sweep_across_the_hosts(up: Laptop, bucket: str, ray_session: None) -> None:
+def test_a_sweep_across_the_hosts(up: Laptop, buckets: Any) -> None:
     space = up.folder / "space.yaml"
     tree = {"search": {"guidance.weight": {"grid": [0.4]}}, "trials": 1, "scheduler": "none"}
     space.write_text(yaml.safe_dump(tree | {"table": {"methods": ["guided"]}, "resources": {"workers": 2, "cpus": 1}}))
     arguments = ["tune", space, "--cluster", up.cluster, *TINY_ARGUMENTS]
-    arguments += ["--synthetic", f"{bucket}/synthetic", "--real", f"{bucket}/real"]
+    arguments += ["--synthetic", "s3://sets/synthetic", "--real", "s3://sets/real"]
     output = up.raydelta(*arguments, timeout=1200)
     assert "3 nodes, 3 CPUs, 0 GPUs" in output, output
     assert re.search(r"guided .*4 \+ 2", output), output
     assert "best trial" in output
-    runs = up.folder / "shared" / "runs"
-    assert len(list(runs.glob("translator-*/stage.json"))) == 1
-    assert len(list(runs.glob("tune-space-*/table.json"))) == 1
-    for config in runs.glob("translator-*/checkpoint/config.yaml"):
+    pages = buckets.get_paginator("list_objects_v2").paginate(Bucket="runs")
+    kept = {
+        item["Key"]: buckets.get_object(Bucket="runs", Key=item["Key"])["Body"].read()
+        for page in pages
+        for item in page["Contents"]
+    }
+    for pattern in ("translator-*/stage.json", "tune-space-*/table.json"):
+        assert len(fnmatch.filter(kept, pattern)) == 1, sorted(kept)
+    assert not fnmatch.filter(kept, "unfinished/translator-*"), sorted(kept)
+    for config in fnmatch.filter(kept, "translator-*/checkpoint/config.yaml"):
         # Of one processor each, as the hosts have: they were on two.
-        assert yaml.safe_load(config.read_text())["compute"]["workers"] == 2
+        assert yaml.safe_load(kept[config])["compute"]["workers"] == 2
 
     listed = up.raydelta("runs", "--cluster", up.cluster)
     assert re.search(r"tune-space-\S+ +succeeded", listed), listed
-    for file in runs.rglob("*"):
-        assert not file.is_file() or TOKEN.encode() not in file.read_bytes()
+    assert not [name for name, content in kept.items() if TOKEN.encode() in content]
 
 
 def test_down_leaves_nothing_running(up: Laptop) -> None:
