@@ -22,15 +22,29 @@ from pathlib import Path
 
 from benchmarks.common import describe_machine, write_json
 from benchmarks.faults_here import Result, damaged_checkpoint, disk_full, kills, prepare, storage_away
-from benchmarks.faults_on_ray import cluster_kills, driver, head, joins, node, preemption, sweep, worker, worker_of_two
+from benchmarks.faults_on_ray import (
+    cluster_kills,
+    controller,
+    driver,
+    head,
+    joins,
+    node,
+    preemption,
+    preemption_of_two,
+    sweep,
+    worker,
+    worker_of_two,
+)
 from raydelta.cluster import ensure_ray
 
 FAULTS: dict[str, Callable[..., Result]] = {
     "worker": worker,
     "worker-of-two": worker_of_two,
+    "controller": controller,
     "driver": driver,
     "node": node,
     "preemption": preemption,
+    "preemption-of-two": preemption_of_two,
     "joins": joins,
     "head": head,
     "sweep": sweep,

@@ -112,8 +112,19 @@ def preemption(folder: Path) -> Result:
     return {"fault": "a node preempted, with a notice of 10 s", "lost": lost, "interval": 200, "note": note}
 
 
+def preemption_of_two(folder: Path) -> Result:
+    """The same with two workers of Ray Train on a node each, of which one is taken away."""
+    lost, _ = without_node(expert(folder, 600, 300, **{"compute.workers": 2}), notice=10)
+    return {
+        "fault": "one of two nodes preempted, with a notice of 10 s",
+        "lost": lost,
+        "interval": 300,
+        "note": "both workers save at every report (5 steps) from the notice on, and go on, one on another node",
+    }
+
+
 def without_node(job: Job, notice: float) -> tuple[int, list[int]]:
-    """Take the node away that trains, so many seconds after it was told."""
+    """Take a node away that trains, so many seconds after it was told."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from ray.cluster_utils import Cluster
@@ -124,7 +135,7 @@ def without_node(job: Job, notice: float) -> tuple[int, list[int]]:
     )
     import ray
 
-    nodes.append(cluster.add_node(num_cpus=1))
+    nodes += [cluster.add_node(num_cpus=1) for _ in range(job.config.compute.workers or 1)]
     gone = threading.Event()
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
 
@@ -184,9 +195,10 @@ def arguments_of(folder: Path, **values: Any) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in (SMALL | sets | values).items()]
 
 
-def train_expert(folder: Path, **environment: str) -> subprocess.Popen[bytes]:
+def train_expert(folder: Path, workers: int | None = None, **environment: str) -> subprocess.Popen[bytes]:
     """The command whose parts are killed."""
-    return command(folder, "train", "expert", *arguments_of(folder, **{"expert.steps": 240}), **environment)
+    fields = arguments_of(folder, **{"expert.steps": 240, "compute.workers": workers})
+    return command(folder, "train", "expert", *fields, **environment)
 
 
 def driver(folder: Path) -> Result:
@@ -199,11 +211,26 @@ def driver(folder: Path) -> Result:
     return rerun(folder, before, "kill -9 of the driver")
 
 
-def rerun(folder: Path, before: int, fault: str, **environment: str) -> Result:
+def controller(folder: Path) -> Result:
+    """SIGKILL for the controller of Ray Train; then the same command again."""
+    first = train_expert(folder, 2)
+    train_until(folder, 70, first)
+    start = time.monotonic()
+    for pid in family_of(first.pid):
+        if b"TrainController" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    code = first.wait(300)
+    assert code != 0, "it was killed"
+    ended = time.monotonic() - start
+    result = rerun(folder, max(reported(folder)), "kill -9 of the controller of two workers", 2)
+    return result | {"note": f"the command ends after {ended:.0f} s with code {code}; {result['note']}"}
+
+
+def rerun(folder: Path, before: int, fault: str, workers: int | None = None, **environment: str) -> Result:
     """The same command again: where it goes on."""
     for path in folder.glob("unfinished/*/progress.jsonl"):
         path.unlink()
-    again = train_expert(folder, **environment)
+    again = train_expert(folder, workers, **environment)
     train_until(folder, 1, again)
     first = reported(folder)[0]
     assert again.wait(300) == 0, (folder / "log.txt").read_text()[-3000:]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 COMMITTED = Path("docs/results/speed")
-NAMES = ("step", "input", "evaluation", "sweep", "scaling", "trial_overhead", "main_job")
+NAMES = ("step", "input", "evaluation", "predict", "sweep", "scaling", "trial_overhead", "main_job")
 LOSS = 0.15
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"
 

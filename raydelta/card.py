@@ -40,8 +40,8 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], p
     parameters = sum(weight.numel() for weight in model.parameters())
     classes = "\n".join(f"| {number} | {name} |" for number, name in enumerate(config.taxonomy.classes))
     checked = "\n".join(
-        f"| {c['model']} | {c['width']}×{c['height']} | {c['agreement']:.3%} | {c['seconds']:.3f} | "
-        f"{c['torch_seconds']:.3f} |"
+        f"| {c['model']} | {c['width']}×{c['height']} | {c['agreement']:.3%} | {c['deviation']:.1e} | "
+        f"{c['seconds']:.3f} | {c['torch_seconds']:.3f} |"
         for c in checks
     )
     sections = [
@@ -61,9 +61,9 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], p
         f"Taxonomy {config.taxonomy.name}.",
         f"| id | class |\n| --- | --- |\n{classes}",
         "## Check of the export",
-        "Share of the pixels that get the same id as from the model in torch, and median seconds of one image on one "
-        "CPU thread of the machine that exported it.",
-        f"| file | size | same ids | seconds | torch |\n| --- | --- | --- | --- | --- |\n{checked}",
+        "Share of the pixels that get the same id as from the model in torch, by how much logits differ at most, and "
+        "median seconds of one image on one CPU thread of the machine that exported it.",
+        f"| file | size | same ids | logits | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{checked}",
         "## Limits",
         f"- Trained on images of {data.width}×{data.height} pixels; a photograph is resized to that height in its own "
         "aspect ratio. Things that are tiny at that size are not seen.\n"

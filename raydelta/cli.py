@@ -24,6 +24,10 @@ app.add_typer(train_app, name="train")
 
 Runs = Annotated[Path, typer.Option(help="Where everything that is made lies.")]
 Preset = Annotated[str | None, typer.Option(help="laptop or gpu; gpu where the cluster has one, if not given.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Which row of a sweep's table: guided, student, ensemble, …; its best translator else."),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with config fields.")]
 Synthetic = Annotated[
     str | None, typer.Option(help="Labelled synthetic set: folder, data set, address or 'simulated'.")
@@ -345,6 +349,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Directory of a training or of a sweep, or an exported folder.")],
     inputs: Annotated[list[str], typer.Argument(help="Photographs and videos: files, folders, globs, addresses.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks; one that was begun is continued.")],
+    method: Method = None,
     taxonomy: Annotated[
         str | None, typer.Option(help="Whose ids to write: cityscapes (labelIds), cityscapes19, …; the run's own else.")
     ] = None,
@@ -358,7 +363,9 @@ def predict(
     from raydelta.predict import predict
 
     size = _numbers(window, "x", 2, "--window") if window else None
-    outcome = predict(run, inputs, out, taxonomy=taxonomy, kinds=kinds.split(","), batch=batch, window=size)
+    outcome = predict(
+        run, inputs, out, method=method, taxonomy=taxonomy, kinds=kinds.split(","), batch=batch, window=size
+    )
     if outcome.void:
         print(f"void         {', '.join(outcome.void)}: {taxonomy} has no such class")
     for file, reason in outcome.skipped:
@@ -372,14 +379,15 @@ def predict(
 def export(
     run: Annotated[Path, typer.Argument(help="Directory of a finished training, or of a sweep: its best one.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
+    method: Method = None,
 ) -> None:
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
     from raydelta.export import export
 
-    for check in export(run, out):
+    for check in export(run, out, method):
         print(
             f"{check.model:<18} {check.width}x{check.height}: {check.agreement:.3%} of the pixels as in torch, "
-            f"{check.seconds:.3f} s an image (torch {check.torch_seconds:.3f} s)"
+            f"logits within {check.deviation:.1e}, {check.seconds:.3f} s an image (torch {check.torch_seconds:.3f} s)"
         )
     print(f"card               {out / 'README.md'}")
 

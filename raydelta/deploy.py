@@ -113,14 +113,17 @@ def enlarge(logits: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(logits, (height, width), mode="bilinear")
 
 
-def load(path: str | Path) -> Deployed:
-    """The model of a finished training, of the best trial of a sweep, or of an exported folder; on the CPU, in fp32.
+def load(path: str | Path, method: str | None = None) -> Deployed:
+    """The model of a finished training, of a row of a sweep's table, or of an exported folder; on the CPU, in fp32.
+
+    Args:
+        method: which row of a sweep (``guided``, ``student``, ``ensemble``, …); its best translator, if None.
 
     Raises:
         UserError: the folder is none of these, or something of it is missing.
     """
     path = Path(path).expanduser()
-    return _read_exported(path) if is_exported(path) else build(find_job(path))
+    return _read_exported(path) if is_exported(path) and method is None else build(find_job(path, method))
 
 
 def is_exported(path: Path) -> bool:

@@ -41,6 +41,7 @@ class Check:
     width: int
     height: int
     agreement: float  # share of the pixels with the same id
+    deviation: float  # of the logits, at most
     seconds: float  # of an image, on one thread of this machine's CPU
     torch_seconds: float
 
@@ -57,8 +58,11 @@ class _Program(nn.Module):
         return logits.max(1).indices.byte(), logits
 
 
-def export(run: Path, out: Path) -> list[Check]:
+def export(run: Path, out: Path, method: str | None = None) -> list[Check]:
     """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
+
+    Args:
+        method: which row of a sweep; its best translator, if None.
 
     Raises:
         UserError: no finished training, the folder is there already, an extra is missing, or what was exported says
@@ -68,7 +72,7 @@ def export(run: Path, out: Path) -> list[Check]:
     if out.exists():
         raise UserError(f"{out}: is there already; choose a new folder")
     _import_onnx()
-    job = find_job(run)
+    job = find_job(run, method)
     model = build(job)
     sizes = [_photographs(job.config.data.real, scale) for scale in (1.0, 0.75)]
     beside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -130,21 +134,23 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Check]:
     options = session.SessionOptions()
     options.intra_op_num_threads = 1
     onnx = session.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+    again, threads = _Program(load(folder)), torch.get_num_threads()
     runs: dict[str, Callable[[Tensor], Any]] = {
-        ONNX: lambda image: onnx.run(["ids"], {"images": image.numpy()})[0],
-        PROGRAM: lambda image: program(image)[0].numpy(),
-        WEIGHTS: lambda image: again(image).numpy(),
+        ONNX: lambda image: map(torch.from_numpy, onnx.run(["ids", "logits"], {"images": image.numpy()})),
+        PROGRAM: program,
+        WEIGHTS: again,
     }
-    again, threads = load(folder), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            truth, torch_seconds = _timed(lambda image: model(image).numpy(), images)
+            true_ids, true_logits, torch_seconds = _timed(_Program(model), images)
             checks = []
             for name, run in runs.items():
-                ids, seconds = _timed(run, images)
-                agreement = float((ids == truth).mean())
-                checks.append(Check(name, images.shape[2], images.shape[1], agreement, seconds, torch_seconds))
+                ids, logits, seconds = _timed(run, images)
+                agreement = float((ids == true_ids).float().mean())
+                deviation = float((logits - true_logits).abs().max())
+                size = images.shape[2], images.shape[1]
+                checks.append(Check(name, *size, agreement, deviation, seconds, torch_seconds))
     finally:
         torch.set_num_threads(threads)
     for check in checks:
@@ -157,15 +163,17 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Check]:
     return checks
 
 
-def _timed(run: Callable[[Tensor], Any], images: Tensor) -> tuple[np.ndarray, float]:
-    """The ids of every image, asked one by one, and the median of the seconds."""
+def _timed(run: Callable[[Tensor], Any], images: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The ids and logits of every image, asked one by one, and the median of the seconds."""
     run(images[:1])  # the first is slower
-    found, seconds = [], []
+    ids, logits, seconds = list[Tensor](), list[Tensor](), list[float]()
     for image in images:
         start = time.perf_counter()
-        found.append(run(image[None]))
+        found = run(image[None])
         seconds.append(time.perf_counter() - start)
-    return np.concatenate(found), median(seconds)
+        for kept, one in zip((ids, logits), found, strict=True):
+            kept.append(one)
+    return torch.cat(ids), torch.cat(logits), median(seconds)
 
 
 def _import_onnx() -> Any:

@@ -393,16 +393,30 @@ def read_job(directory: Path) -> Job:
     )
 
 
-def find_job(run: Path) -> Job:
-    """The job of a finished training, or of the best translator of a sweep.
+def find_job(run: Path, method: str | None = None) -> Job:
+    """The job of a finished training, or of a row of a sweep's table with the best trial's settings.
+
+    Args:
+        method: which row of a sweep, one of ``METHODS``; its best translator, if None.
 
     Raises:
-        UserError: the directory is neither.
+        UserError: the directory is neither, or the sweep has not trained that row.
     """
-    if (run / "best.yaml").exists():
-        config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
-        run = make_job("translator", config, runs, make_job("expert", config, runs).directory).directory
-    return read_job(run)
+    if not (run / "best.yaml").exists():
+        if method is not None:
+            raise UserError(f"{run}: not a sweep, so it has no row {method!r}; leave --method out")
+        return read_job(run)
+    row = METHODS.get(method or "guided")
+    if row is None:
+        raise UserError(f"--method {method!r}: choose of {', '.join(METHODS)}")
+    config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
+    job = make_job(row.kind, override(config, row.overrides), runs, make_job("expert", config, runs).directory)
+    if job.kind not in ENSEMBLES:
+        return read_job(job.directory)
+    missing = [part.directory.name for part in job.members if not part.done]
+    if missing:
+        raise UserError(f"{run}: its {method} is not there, as {' and '.join(missing)} was not trained")
+    return job
 
 
 def load_labelled(job: Job) -> tuple[Images | None, Images | None]:

@@ -36,6 +36,7 @@ KINDS = ("ids", "colour", "overlay")
 MANIFEST = "predict.json"
 BATCH = 8
 BLOCKS = 1000  # tasks of Ray Data, at most
+STRIP = 64  # rows of a photograph whose logits are there at once
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def predict(
     inputs: Sequence[str],
     out: Path,
     *,
+    method: str | None = None,
     taxonomy: str | None = None,
     kinds: Sequence[str] = ("ids",),
     batch: int = BATCH,
@@ -64,6 +66,7 @@ def predict(
     Args:
         run: directory of a training or of a sweep, or an exported folder.
         inputs: files, folders, globs and addresses.
+        method: which row of a sweep; its best translator, if None.
         taxonomy: whose ids are written; the run's own, if None.
         window: width and height, in pixels of the resized image, of what is predicted at once; larger images are
             predicted in overlapping windows. Twice those of training, if None.
@@ -74,7 +77,7 @@ def predict(
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange or not kinds:
         raise UserError(f"kinds = {','.join(kinds)!r}: choose of {', '.join(KINDS)}, with commas between")
-    model = load(run)
+    model = load(run, method)
     if window is not None and min(window) < max(SMALLEST, model.config.multiple):
         raise UserError(
             f"window = {window[0]}x{window[1]}: at least {max(SMALLEST, model.config.multiple)} pixels each"
@@ -95,6 +98,7 @@ def predict(
     left = [item for item in found if item.is_video or not all(p.exists() for p in _files(out, kinds, item.name))]
     predictor = (
         run.expanduser().resolve(),
+        method,
         out,
         tuple(kinds),
         values,
@@ -162,6 +166,7 @@ class Predictor:
     def __init__(
         self,
         run: Path,
+        method: str | None,
         out: Path,
         kinds: tuple[str, ...],
         values: Sequence[int],
@@ -170,7 +175,7 @@ class Predictor:
     ) -> None:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.window, self.batch = load(run).to(self.device), window, batch
+        self.model, self.window, self.batch = load(run, method).to(self.device), window, batch
         self.out, self.kinds, self.values = out, kinds, np.array(values, dtype=np.uint8)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
@@ -209,11 +214,12 @@ class Predictor:
         ordered = sorted(images, key=lambda pair: pair[1].shape)
         for shape, group in groupby(ordered, key=lambda pair: pair[1].shape):
             alike = list(group)
-            pixels = torch.from_numpy(np.stack([image for _, image in alike])).to(self.device)
             with torch.inference_mode():
-                logits = predict_windows(self.model, self.model.prepare(pixels), self.window)
-                for (name, image), each in zip(alike, logits, strict=True):  # one by one: they are large
-                    self._write(name, image, enlarge(each[None], *shape[:2]).max(1).indices[0].byte().cpu().numpy())
+                # One by one what is as large as a photograph.
+                small = [self.model.prepare(torch.from_numpy(image.copy())[None].to(self.device)) for _, image in alike]
+                logits = predict_windows(self.model, torch.cat(small), self.window)
+                for (name, image), each in zip(alike, logits, strict=True):
+                    self._write(name, image, enlarged_ids(each, *shape[:2]).cpu().numpy())
 
     def _write(self, name: str, image: Pixels, mask: Pixels) -> None:
         taxonomy = self.model.config.taxonomy
@@ -245,6 +251,20 @@ def predict_windows(model: Deployed, images: Tensor, window: tuple[int, int]) ->
             total[place] += model.networks(images[place]) * weight
             summed[place] += weight
     return total / summed
+
+
+def enlarged_ids(logits: Tensor, height: int, width: int) -> Tensor:
+    """Ids uint8 (H, W) of logits (C, h, w) that are enlarged to that size, a strip at a time: whole, they would take
+    4 C bytes per pixel of a photograph."""
+    rows = (torch.arange(height, device=logits.device) + 0.5) * (logits.shape[1] / height) - 0.5
+    rows = rows.clamp(0, logits.shape[1] - 1)
+    strips = []
+    for strip in rows.split(STRIP):
+        above = strip.floor().long()
+        below = (above + 1).clamp(max=logits.shape[1] - 1)
+        between = torch.lerp(logits[:, above], logits[:, below], (strip - above)[:, None].to(logits.dtype))
+        strips.append(enlarge(between[None], len(strip), width).max(1).indices[0].byte())
+    return torch.cat(strips)
 
 
 def _tent(size: int, like: Tensor) -> Tensor:

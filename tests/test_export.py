@@ -12,6 +12,7 @@ import torch
 import raydelta
 from raydelta import cli, export
 from raydelta.card import find_rows
+from raydelta.config import save_config
 from raydelta.errors import UserError
 from raydelta.evaluation import write_table
 from raydelta.table import evaluate_job
@@ -52,6 +53,16 @@ def test_everything_exported_says_the_same_for_any_size(exported: Path, trained:
             assert other_ids.dtype == torch.uint8 and other_ids.shape == (count, height, width)
             assert (other_ids == ids).float().mean() >= export.AGREEMENT
             assert torch.allclose(other_logits, logits, atol=1e-3)
+
+
+def test_a_row_of_a_sweep_is_exported_an_ensemble_too(trained: dict[str, Any], tmp_path: Path) -> None:
+    sweep = trained["translator"].directory.parent / "tune-rows"
+    sweep.mkdir()
+    save_config(trained["translator"].config, sweep / "best.yaml")
+    checks = export.export(sweep, tmp_path / "model", "ensemble, untranslated")
+    assert all(check.agreement >= export.AGREEMENT and check.deviation < 1e-3 for check in checks)
+    assert len(raydelta.load(tmp_path / "model").chains) == 2
+    assert "*ensemble, untranslated*" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_card_says_what_it_was_made_of(exported: Path, trained: dict[str, Any]) -> None:

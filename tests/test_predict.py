@@ -1,6 +1,8 @@
 import csv
 import io
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from raydelta.config import SegmenterConfig, save_config
 from raydelta.data.augment import to_float
 from raydelta.data.inputs import find_inputs
 from raydelta.data.tables import values_in
-from raydelta.deploy import Chain, ChainConfig, DeployConfig, Deployed, target_size
+from raydelta.deploy import Chain, ChainConfig, DeployConfig, Deployed, enlarge, target_size
 from raydelta.errors import UserError
 from raydelta.methods import load_model, make_job
 from raydelta.place import Place
-from raydelta.predict import Predictor, predict, predict_windows
+from raydelta.predict import Predictor, enlarged_ids, predict, predict_windows
 from raydelta.taxonomy import BUILT_IN, CAMVID11
 from tests.sets import HEIGHT, WIDTH
+from tests.tiny import kill_family
 
 FRAMES = 3
 
@@ -69,10 +72,10 @@ def ids(path: Path) -> np.ndarray:
 
 
 def run_predictor(trained: dict[str, Any], out: Path, given: list[str], **changes: Any) -> dict[str, list]:
-    settings = {"kinds": ("ids",), "values": range(256), "window": (128, 64), "batch": 2} | changes
+    settings = {"method": None, "kinds": ("ids",), "values": range(256), "window": (128, 64), "batch": 2} | changes
     items, _ = find_inputs(given)
     rows = {"name": np.array([i.name for i in items]), "address": np.array([i.address for i in items])}
-    return Predictor(trained["translator"].directory, out, **settings)(rows)
+    return Predictor(run=trained["translator"].directory, out=out, **settings)(rows)
 
 
 def test_masks_of_a_folder_and_going_on(
@@ -213,14 +216,27 @@ def test_load_is_the_model_that_was_evaluated(trained: dict[str, Any]) -> None:
             assert model(image).shape == (1, HEIGHT, WIDTH) and model(image).dtype == torch.uint8
 
 
-def test_load_takes_the_best_of_a_sweep(trained: dict[str, Any], tmp_path: Path) -> None:
+def test_load_takes_the_best_of_a_sweep_or_any_row_of_its_table(trained: dict[str, Any], tmp_path: Path) -> None:
     job = trained["translator"]
     sweep = job.directory.parent / "tune-test"
     sweep.mkdir()
     save_config(job.config, sweep / "best.yaml")
     assert raydelta.load(sweep).config.run == job.directory.name
-    with pytest.raises(UserError, match="not a finished training"):
-        raydelta.load(tmp_path)
+    assert raydelta.load(sweep, "mean teacher").config.run == trained["mean teacher"].directory.name
+    ensemble = raydelta.load(sweep, "ensemble, untranslated")
+    assert len(ensemble.chains) == 2
+    image = torch.from_numpy(photograph(HEIGHT, WIDTH))[None]
+    parts = [raydelta.load(trained[kind].directory).logits(image) for kind in ("joint training", "mean teacher")]
+    assert not any(torch.allclose(ensemble.logits(image), part) for part in parts)
+    for run, method, message in [
+        (tmp_path, None, "not a finished training"),
+        (sweep, "expert", "choose of unguided, guided"),
+        (sweep, "ensemble", "its ensemble is not there, as student-.* was not trained"),
+        (sweep, "student", "student-.*: not a finished training"),
+        (job.directory, "student", "not a sweep, so it has no row 'student'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            raydelta.load(run, method)
 
 
 def test_scale_is_that_of_training_in_any_shape() -> None:
@@ -232,6 +248,34 @@ def test_scale_is_that_of_training_in_any_shape() -> None:
         (32, 424),
     ]
     assert target_size(config, 4000, 3) == (32, 8)
+
+
+def test_ids_enlarged_in_strips_are_those_of_the_whole() -> None:
+    for low, high in [((32, 64), (500, 333)), ((16, 24), (7, 300)), ((32, 64), (129, 64)), ((1, 1), (65, 3))]:
+        logits = torch.randn(5, *low, generator=torch.Generator().manual_seed(0))
+        whole = enlarge(logits[None], *high).max(1).indices[0].byte()
+        assert (enlarged_ids(logits, *high) == whole).float().mean() > 0.999
+
+
+def test_a_killed_prediction_goes_on_and_every_mask_is_whole(trained: dict[str, Any], tmp_path: Path) -> None:
+    photographs, out = tmp_path / "photographs", tmp_path / "out"
+    photographs.mkdir()
+    for number in range(200):
+        Image.fromarray(photograph(200, 300, number)).save(photographs / f"{number:03}.png")
+    command = [sys.executable, "-m", "raydelta.cli", "predict", str(trained["translator"].directory), str(photographs)]
+    command += ["--out", str(out), "--batch", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list((out / "ids").glob("*.png")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    kill_family(process)
+    masks = {path.name: ids(path).shape for path in (out / "ids").glob("[!.]*.png")}
+    assert 0 < len(masks) < 200 and set(masks.values()) == {(200, 300)}
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert f"{200 - len(masks)} written, {len(masks)} inputs were done before" in again.stdout
+    assert len(list((out / "ids").glob("[!.]*.png"))) == 200
 
 
 def pointwise() -> Deployed:
