@@ -11,6 +11,9 @@ import torch
 
 from raydelta.place import has_bf16_units
 
+FULL = ["data.width=256", "data.height=128", "generator.width=64", "generator.blocks=9"]
+"""The original CycleGAN's generator and our largest usual images."""
+
 
 def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
     """What a ratio depends on besides the code."""

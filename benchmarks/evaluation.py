@@ -1,10 +1,11 @@
 """Evaluation and selection against the bare networks on the same device: images a second, with counting and scoring.
 
-    python -m benchmarks.evaluation [--json FILE] [--images 128] [--rounds 5] [a.b=c ...]
+    python -m benchmarks.evaluation [--json FILE] [--images 32] [--rounds 5] [a.b=c ...]
 
-Bare is a loop that calls both networks on batches that lie on the device as floats already, prediction starts from the
-decoded bytes and ends with a class for every pixel. Ratios are medians over rounds in which all are measured in turn:
-evaluation's to the bare networks, a strategy's to prediction.
+At the original CycleGAN's size (ResNet-9 of width 64, 256×128). Bare is a loop that calls both networks on batches that
+lie on the device as floats already, prediction starts from the decoded bytes and ends with a class for every pixel.
+Ratios are medians over rounds in which all are measured in turn: evaluation's to the bare networks, a strategy's to
+prediction.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.common import describe_machine, print_table, write_json
+from benchmarks.common import FULL, describe_machine, print_table, write_json
 from raydelta.config import load_config
 from raydelta.data.augment import to_float
 from raydelta.data.streams import Images
@@ -33,11 +34,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    config = load_config(overrides=options.overrides)
+    config = load_config(overrides=[*FULL, *options.overrides])
     place, shape = find_place(config), (config.data.height, config.data.width)
     r2s = freeze(Generator(config.generator.width, config.generator.blocks, config.generator.identity_start))
     r2s = r2s.to(place.device)

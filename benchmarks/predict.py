@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import describe_machine, print_table, write_json
+from benchmarks.common import FULL, describe_machine, print_table, write_json
 from raydelta.config import load_config
 from raydelta.data.simulator import simulate
 from raydelta.data.writing import encode_jpeg
@@ -28,7 +28,6 @@ from raydelta.networks import Generator, build_segmenter
 from raydelta.predict import Predictor
 from raydelta.taxonomy import CAMVID11
 
-FULL = ["data.width=256", "data.height=128", "generator.width=64", "generator.blocks=9"]
 SIZES = ((256, 128), (1280, 760))
 BATCH = 8
 

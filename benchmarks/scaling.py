@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.common import describe_machine, print_table, write_json
+from benchmarks.common import FULL, describe_machine, print_table, write_json
 from raydelta.cluster import ensure_ray
 from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
@@ -25,8 +25,7 @@ STEPS, FLEETS, NODE = (0.03, 0.15), (8, 64, 512), 8  # seconds, GPUs, GPUs of a 
 GENERATOR, DISCRIMINATOR = 11_372_931, 2_763_841  # parameters: ResNet-9 of width 64, PatchGAN of width 64
 LINKS = {"InfiniBand, 8 × 400 Gbit/s": 400e9, "Ethernet, 400 Gbit/s": 50e9, "Ethernet, 100 Gbit/s": 12.5e9}
 """Bytes a second of a node to the others, all its GPUs together."""
-FULL = ["data.width=256", "data.height=128", "generator.width=64", "generator.blocks=9"]
-FULL += ["discriminator.width=64", "discriminator.layers=3", "guidance.batch=1"]
+DISCRIMINATORS = ["discriminator.width=64", "discriminator.layers=3", "guidance.batch=1"]
 INSIDE = 300e9  # bytes a second of a GPU to the others of its node, NVLink
 
 
@@ -43,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fields = [f"translator.steps={options.steps}", f"compute.report_every={options.steps}", "expert.steps=1"]
-        config = prepare_data(load_config(overrides=[*fields, *FULL, *options.overrides]), folder)
+        config = prepare_data(load_config(overrides=[*fields, *FULL, *DISCRIMINATORS, *options.overrides]), folder)
         expert = make_job("expert", config, folder)
         train_here(expert)
         for number in range(options.rounds):

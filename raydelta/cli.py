@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Make, import, check and show data sets.", no_args_is_help=True)
-train_app = typer.Typer(help="Train one network with Ray Train.", no_args_is_help=True)
+train_app = typer.Typer(help="Train one network on Ray.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 
@@ -371,7 +371,7 @@ def predict(
     for file, reason in outcome.skipped:
         print(f"skipped      {file}: {reason}")
     print(f"masks        {outcome.directory}: {outcome.images} written, {outcome.before} inputs were done before")
-    if outcome.images == outcome.before == 0:
+    if outcome.skipped and outcome.images == outcome.before == 0:
         raise typer.Exit(1)
 
 

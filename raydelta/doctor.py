@@ -359,11 +359,11 @@ def check_storage(runs: Path) -> Check:
             whole = target.read_text() == "new"
         usage = shutil.disk_usage(folder)
     except OSError as error:
-        remedy = "give --runs a folder that you may write to, on a disk of this machine or an NFS mount"
+        remedy = "give --runs a folder that you may write to, on a disk of this machine or a mount that knows renames"
         return Check("runs", "bad", f"{folder}: {error.strerror or error}", remedy)
     text = f"{folder} {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
     if not whole:
-        remedy = "checkpoints need whole renames; runs cannot lie on a mounted bucket"
+        remedy = "checkpoints need renames; of mounts of a bucket, s3fs knows them (docs/cluster.md)"
         return Check("runs", "bad", f"{text}; a rename did not replace a file", remedy)
     if usage.free < DISK:
         state: State = "bad" if usage.free < DISK / 10 else "warn"

@@ -1,5 +1,6 @@
 """Search spaces: YAML files of the shape of ``Space``, the shipped ones in ``tune_spaces/``. Not here: the sweep."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -142,6 +143,34 @@ class Space(Section):
             if dimension.grid is not None and self.algorithm == "optuna":
                 raise ValueError(f"search.{key}: Optuna takes choice, not grid")
         return self
+
+
+def within_labels(space: Space, available: int) -> Space:
+    """The space without the label budgets that a data set cannot give; a warning names them.
+
+    Args:
+        available: labelled training photographs that do not validate.
+
+    Raises:
+        UserError: no budget is left.
+    """
+    dimension, budgets = space.search.get("labels.budget"), space.table.budgets
+    search = dimension.model_dump(exclude_none=True) if dimension else {}
+    asked = [*(search.get("choice") or search.get("grid") or ()), *(budgets or ())]
+    beyond = sorted({budget for budget in asked if budget > available})
+    if not beyond:
+        return space
+    named = f"{' and '.join(map(str, beyond))} labels are more than the {available} that validation leaves"
+    changes: dict[str, Any] = {}
+    if dimension is not None:
+        left = {name: [budget for budget in values if budget <= available] for name, values in search.items()}
+        changes["search"] = space.search | {"labels.budget": left}
+    if budgets is not None:
+        changes["table"] = space.table.model_dump() | {"budgets": [b for b in budgets if b <= available]}
+    if min(asked) > available:
+        raise UserError(f"{named}: label more, or set smaller budgets in a space of your own")
+    warnings.warn(f"{named}: left out of the space", stacklevel=2)
+    return Space(**(dict(space) | changes))
 
 
 def load_space(name: str) -> Space:

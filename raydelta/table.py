@@ -1,6 +1,7 @@
 """From finished trainings to the rows of the table and the pictures: each model on the test images, over Ray or here.
 
-A run reads its test labels here and nowhere else. Not here: what a row looks like, and its figures (evaluation).
+A run reads its test labels here and, at its end, in the gallery. Not here: what a row looks like, and its figures
+(evaluation).
 """
 
 from collections.abc import Mapping

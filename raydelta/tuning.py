@@ -21,7 +21,7 @@ from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.evaluation import Row, write_table
 from raydelta.progress import Progress
-from raydelta.spaces import Space, load_space
+from raydelta.spaces import Space, load_space, within_labels
 from raydelta.stages import fingerprint, read_stage, write_atomically
 from raydelta.sweeps import Sweep, record_sweep
 from raydelta.trials import Trainer, job_of, trial_resources
@@ -89,6 +89,7 @@ def run_tune(
             f"{config.data.real}: a sweep needs labelled photographs, and the train split has none; label some, or run "
             "raydelta train translator guidance.weight=0 for plain CycleGAN"
         )
+    space = within_labels(space, real.splits["train"].labelled - config.labels.validation)
     if space.search and config.labels.validation == 0:
         raise UserError("labels.validation = 0: a sweep needs at least one, they choose the best trial")
     if evaluation_split(real) is None:

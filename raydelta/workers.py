@@ -28,7 +28,7 @@ from raydelta.errors import UserError
 from raydelta.methods import Job, assemble, label_ids
 from raydelta.metrics import record_training
 from raydelta.place import Place, choose_dtype
-from raydelta.stages import complete_stage, patiently, replace_directory, write_atomically
+from raydelta.stages import complete_stage, patiently, read_stage, replace_directory, write_atomically
 from raydelta.training import TrainingError, train
 
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
@@ -200,8 +200,9 @@ def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float
         record_training(job.kind, job.directory.name, metrics)
         tune.report(metrics)
 
-    if job.done:
-        tune.report(json.loads((job.directory / "stage.json").read_text())["metrics"])
+    stage = read_stage(job.directory)
+    if stage is not None:
+        tune.report(stage["metrics"])
         return
     if (job.config.compute.workers or 1) > 1:
         train_on_ray(job, tune.report, large, resources)

@@ -119,16 +119,18 @@ def test_masks_of_a_folder_and_going_on(
         predict(run, [str(folder)], out, kinds=("ids",))
 
 
-def test_nothing_to_predict_is_exit_code_1(
+def test_nothing_to_predict_is_exit_code_1_and_nothing_left_to_predict_is_0(
     trained: dict[str, Any], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty.png").touch()
-    command = ["predict", str(trained["translator"].directory), str(tmp_path / "empty.png")]
-    monkeypatch.setattr(sys, "argv", ["raydelta", *command, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 1
-    assert "0 bytes" in (tmp_path / "out" / "skipped.csv").read_text()
+    write_video(tmp_path / "drive.mp4")
+    for given, code in [("empty.png", 1), ("drive.mp4", 0), ("drive.mp4", 0)]:
+        command = ["predict", str(trained["translator"].directory), str(tmp_path / given)]
+        monkeypatch.setattr(sys, "argv", ["raydelta", *command, "--out", str(tmp_path / f"{given}.out")])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+    assert "0 bytes" in (tmp_path / "empty.png.out" / "skipped.csv").read_text()
 
 
 def test_what_is_refused_writes_nothing(trained: dict[str, Any], folder: Path, tmp_path: Path) -> None:

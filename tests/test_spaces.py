@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from raydelta.config import load_config
 from raydelta.errors import UserError
-from raydelta.spaces import SPACES, load_space
+from raydelta.spaces import SPACES, StrategyName, load_space, within_labels
+from raydelta.strategies import STRATEGIES
 
 TWO_TRIALS = {
     "search": {"guidance.weight": {"grid": [0.3, 0.6]}, "cycle.real": {"uniform": [5, 10]}},
@@ -63,3 +65,20 @@ def test_a_bad_space_names_the_file_and_the_key(tmp_path: Path, changes: dict[st
 def test_an_unknown_space_lists_the_shipped_ones() -> None:
     with pytest.raises(UserError, match="laptop"):
         load_space("nonsense")
+
+
+def test_every_strategy_can_be_replayed() -> None:
+    assert set(get_args(StrategyName)) == set(STRATEGIES)
+
+
+def test_budgets_that_the_labels_do_not_reach_are_left_out_and_named() -> None:
+    laptop, labels = load_space("laptop"), load_space("labels")
+    assert within_labels(laptop, 28) is laptop
+    with pytest.warns(UserWarning, match="28 labels are more than the 14 that validation leaves: left out"):
+        assert within_labels(laptop, 14).search["labels.budget"].choice == [7, 14]
+    with pytest.warns(UserWarning, match="28 and 56 labels are more"):
+        smaller = within_labels(labels, 20)
+    assert (smaller.search["labels.budget"].grid, smaller.table.budgets) == ([7, 14], (7, 14))
+    assert smaller.table.seeds == labels.table.seeds
+    with pytest.raises(UserError, match="7 and 14 and 28 labels are more than the 6 that validation leaves"):
+        within_labels(laptop, 6)

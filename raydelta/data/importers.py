@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -27,15 +27,13 @@ from raydelta.data.listing import (
     split_by_sequence,
 )
 from raydelta.data.reading import Box, ReadLabel, encode_pair, read_first_channel, read_ids, read_red_or_colours
-from raydelta.data.shards import UNDECODABLE, BadItem, Item, Manifest, Progress, Row, decode_label
+from raydelta.data.shards import UNDECODABLE, BadItem, Domain, Item, Manifest, Progress, Row, decode_label
 from raydelta.data.simulator import Look, simulate
 from raydelta.data.tables import Table, read_table
 from raydelta.data.writing import check_target, encode_jpeg, encode_label, write_dataset
 from raydelta.errors import UserError
 from raydelta.storage import absolute, read_bytes, without_secrets
 from raydelta.taxonomy import IGNORE, Taxonomy, get_taxonomy
-
-Domain = Literal["synthetic", "real"]
 
 ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 PROBED = 6  # labels of each split that are read before the import starts

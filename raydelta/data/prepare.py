@@ -6,12 +6,11 @@ set (it has a manifest) is used where it lies.
 
 import warnings
 from pathlib import Path
-from typing import Literal
 
 from raydelta.config import Config, override
 from raydelta.data.importers import detect_listing, import_dataset, simulate_dataset
 from raydelta.data.listing import list_pictures
-from raydelta.data.shards import MANIFEST, BadItem, Manifest, list_ids, read_manifest
+from raydelta.data.shards import MANIFEST, BadItem, Domain, Manifest, list_ids, read_manifest
 from raydelta.data.simulator import VERSION as SIMULATOR_VERSION
 from raydelta.data.simulator import Look
 from raydelta.errors import UserError
@@ -19,8 +18,6 @@ from raydelta.progress import Progress
 from raydelta.stages import fingerprint
 from raydelta.storage import is_remote
 from raydelta.taxonomy import Taxonomy
-
-Domain = Literal["synthetic", "real"]
 
 BUILT_IN: dict[str, Look] = {"simulated": "synthetic", "street": "street"}
 """Name in the config → look of the simulator. ``street`` is the stand-in for photographs."""

@@ -50,6 +50,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+Domain = Literal["synthetic", "real"]
+
 Progress = Callable[[int, int, str], None]
 """Called with rows done, rows in all and the file just finished."""
 
@@ -142,7 +144,7 @@ class Manifest(Record):
 
     format: int = FORMAT
     name: str
-    domain: Literal["synthetic", "real"]
+    domain: Domain
     taxonomy: Taxonomy
     splits: dict[str, Split]
     source: str
@@ -197,7 +199,7 @@ def data_fingerprint(uri: str | Path) -> str:
 
 
 def shard_paths(uri: str | Path, split: str) -> list[str]:
-    """The addresses of a split's shards, for ``ray.data.read_parquet``."""
+    """The addresses of a split's shards, in order."""
     return [join(absolute(uri), shard.file) for shard in _split(uri, split).shards]
 
 

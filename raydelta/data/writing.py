@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from raydelta.data.shards import (
     ROWS_PER_GROUP,
     SCHEMA,
     BadItem,
+    Domain,
     Footer,
     Item,
     Manifest,
@@ -65,7 +66,7 @@ def write_dataset(
     encode: Callable[[Item], Row],
     *,
     name: str,
-    domain: Literal["synthetic", "real"],
+    domain: Domain,
     taxonomy: Taxonomy,
     source: str,
     options: Mapping[str, Any],
