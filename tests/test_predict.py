@@ -259,7 +259,9 @@ def test_ids_enlarged_in_strips_are_those_of_the_whole() -> None:
         assert (enlarged_ids(logits, *high) == whole).float().mean() > 0.999
 
 
-def test_a_killed_prediction_goes_on_and_every_mask_is_whole(trained: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_prediction_goes_on_and_every_mask_is_whole(
+    trained: dict[str, Any], tmp_path: Path, ray_session: None
+) -> None:
     photographs, out = tmp_path / "photographs", tmp_path / "out"
     photographs.mkdir()
     for number in range(200):
@@ -274,9 +276,8 @@ def test_a_killed_prediction_goes_on_and_every_mask_is_whole(trained: dict[str, 
     kill_family(process)
     masks = {path.name: ids(path).shape for path in (out / "ids").glob("[!.]*.png")}
     assert 0 < len(masks) < 200 and set(masks.values()) == {(200, 300)}
-    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0, again.stderr
-    assert f"{200 - len(masks)} written, {len(masks)} inputs were done before" in again.stdout
+    again = predict(trained["translator"].directory, [str(photographs)], out)
+    assert (again.images, again.before) == (200 - len(masks), len(masks))
     assert len(list((out / "ids").glob("[!.]*.png"))) == 200
 
 
