@@ -57,7 +57,7 @@ def methods_chart(summaries: Sequence[Summary], rows: Sequence[Row]) -> Chart:
             "low": part.miou - (part.deviation or 0),
             "high": part.miou + (part.deviation or 0),
             "reference": part.method == REFERENCE,
-            "shown": spread(part),
+            "shown": part.shown,
         }
         for part in summaries
     ]
@@ -94,7 +94,7 @@ def budget_chart(summaries: Sequence[Summary]) -> Chart:
             "miou": part.miou,
             "low": part.miou - (part.deviation or 0),
             "high": part.miou + (part.deviation or 0),
-            "shown": spread(part),
+            "shown": part.shown,
         }
         for part in summaries
     ]
@@ -368,11 +368,6 @@ def confusion_chart(confusions: Mapping[str, Sequence[Sequence[int]]], classes: 
 def label_of(part: Summary | Row) -> str:
     """What a line of the table is called where it is chosen."""
     return f"{part.method}, {part.labels_train} labels" if part.labels_train else part.method
-
-
-def spread(part: Summary) -> str:
-    """mIoU with its deviation over the seeds, if there are several."""
-    return f"{part.miou:.1f}" + (f" ± {part.deviation:.1f}" if part.deviation is not None else "")
 
 
 def short(value: Any) -> str:

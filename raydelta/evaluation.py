@@ -108,6 +108,16 @@ class Summary(BaseModel):
     against: dict[str, tuple[float, float | None]]  # paired by seed: mean and deviation of the difference, in points
     oracle_share: float | None  # mean, percent of the oracle's mIoU with the same seed
 
+    @property
+    def shown(self) -> str:
+        """mIoU with its deviation over the seeds, if there are several."""
+        return _spread(self.miou, self.deviation)
+
+    def of(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows that it sums up."""
+        key = self.method, self.split, self.labels_train, self.labels_val
+        return [row for row in rows if (row.method, row.split, row.labels_train, row.labels_val) == key]
+
 
 REFERENCES = ("synthetic only", "unguided", "fine-tuned", "joint training")
 """What a row is compared with, seed by seed, at the same labels or at none."""
@@ -196,12 +206,11 @@ def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:
         padding=(0, 1, 0, 0),
     )
     for part in summarise(rows):
-        key = part.method, part.split, part.labels_train, part.labels_val
-        group = [row for row in rows if (row.method, row.split, row.labels_train, row.labels_val) == key]
+        group = part.of(rows)
         labels = f"{part.labels_train} + {part.labels_val}" if part.labels_train or part.labels_val else "0"
         difference = part.against.get("joint training")
         table.add_row(
-            *(part.method, part.split, labels, str(part.seeds), f"[bold]{_spread(part.miou, part.deviation)}[/]"),
+            *(part.method, part.split, labels, str(part.seeds), f"[bold]{part.shown}[/]"),
             *["" if difference is None else _spread(*difference, sign="+")] * joint,
             f"{part.device_hours:.2f}",
             *(spread_of([row.means[name] for row in group]) for name in means),

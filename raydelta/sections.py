@@ -13,7 +13,7 @@ from typing import Any
 
 from raydelta import charts
 from raydelta.advice import advise
-from raydelta.charts import REFERENCE, Chart, label_of, short, spread
+from raydelta.charts import REFERENCE, Chart, label_of, short
 from raydelta.curves import CURVE, read_curve
 from raydelta.data.importers import STAND_IN
 from raydelta.errors import UserError
@@ -207,8 +207,8 @@ def _add_lead(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> No
     if best is not None and len(shown) > 1:
         labels = f" with {best.labels_train} labels" if best.labels_train else ""
         photographs = f"{tested[0].images} test photographs of {tested[0].real}"
-        page.lead.append(f"{_capital(best.method)}{labels} stands highest: {spread(best)} % mIoU on {photographs}.")
-        page.facts.append(("highest mIoU", f"{spread(best)} %"))
+        page.lead.append(f"{_capital(best.method)}{labels} stands highest: {best.shown} % mIoU on {photographs}.")
+        page.facts.append(("highest mIoU", f"{best.shown} %"))
     compared = [part for part in shown if part.method == "guided" and REFERENCE in part.against]
     if compared:
         most = max(compared, key=lambda part: part.labels_train)
@@ -233,8 +233,8 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], split: str) -> dic
     best = max((part for part in summaries if part.method != "oracle"), key=lambda part: part.miou, default=None)
     lines = []
     for part in summaries:
-        group = _group(part, rows)
-        cells = [part.method, spread(part), f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
+        group = part.of(rows)
+        cells = [part.method, part.shown, f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
         cells += [spread_of([row.means[name] for row in group]) for name in means]
         if joint:
             against = part.against.get(REFERENCE)
@@ -264,7 +264,7 @@ def _add_methods(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) ->
                 "value": label_of(part),
                 "signals": signals,
                 "chosen": part is chosen,
-                "confusions": _confusions(_group(part, tested)),
+                "confusions": _confusions(part.of(tested)),
             }
         )
 
@@ -290,7 +290,7 @@ def _add_classes(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) ->
     classes = list(tested[0].per_class)
     found: dict[str, list[tuple[str, float | None, float | None]]] = {}
     for part in shown:
-        group = _group(part, tested)
+        group = part.of(tested)
         line: list[tuple[str, float | None, float | None]] = []
         for name in classes:
             values = [value for row in group if (value := row.per_class[name]) is not None]
@@ -302,7 +302,7 @@ def _add_classes(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) ->
         "columns": ["method", *classes],
         "rows": [_line([name, *(_number(iou) for _, iou, _ in line)]) for name, line in found.items()],
     }
-    confusions = {label_of(part): _sum(_group(part, tested)) for part in shown}
+    confusions = {label_of(part): _sum(part.of(tested)) for part in shown}
     known = {name: matrix for name, matrix in confusions.items() if matrix}
     if known:
         page.charts["confusion-chart"] = charts.confusion_chart(known, classes)
@@ -327,11 +327,6 @@ def _sum(group: Sequence[Row]) -> list[list[int]]:
     if not all(matrices):
         return []
     return [[sum(cells) for cells in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
-
-
-def _group(part: Summary, rows: Sequence[Row]) -> list[Row]:
-    key = part.method, part.split, part.labels_train, part.labels_val
-    return [row for row in rows if (row.method, row.split, row.labels_train, row.labels_val) == key]
 
 
 def _rank(part: Summary | Row) -> tuple[bool, int, float]:

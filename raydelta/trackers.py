@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from raydelta.config import TrackingConfig
 from raydelta.errors import UserError
-from raydelta.evaluation import Row, spread_of, summarise
+from raydelta.evaluation import Row, summarise
 from raydelta.stages import fingerprint
 from raydelta.storage import without_secrets
 
@@ -234,8 +234,7 @@ def _lines(rows: Sequence[Row]) -> list[list[str]]:
     lines = [titles]
     for part in summarise(rows):
         key = part.method, part.split, part.labels_train, part.labels_val
-        group = [row.miou for row in rows if (row.method, row.split, row.labels_train, row.labels_val) == key]
-        lines.append([*map(str, key), spread_of(group), f"{part.device_hours:.2f}"])
+        lines.append([*map(str, key), part.shown, f"{part.device_hours:.2f}"])
     return lines
 
 
