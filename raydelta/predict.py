@@ -9,6 +9,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -36,6 +37,7 @@ KINDS = ("ids", "colour", "overlay")
 MANIFEST = "predict.json"
 BATCH = 8
 BLOCKS = 1000  # tasks of Ray Data, at most
+THREADS = 4  # of an actor, to read and write files beside the networks
 STRIP = 64  # rows of a photograph whose logits are there at once
 
 
@@ -160,6 +162,10 @@ def _write_skipped(out: Path, skipped: Sequence[tuple[str, str]]) -> None:
     write_atomically(out / "skipped.csv", text.getvalue())
 
 
+def _read(address: str) -> Pixels:
+    return np.asarray(read_image(address)[0])
+
+
 class Predictor:
     """An actor of the pool: names and addresses → masks in the folder, and what became of each."""
 
@@ -177,21 +183,23 @@ class Predictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.window, self.batch = load(run, method).to(self.device), window, batch
         self.out, self.kinds, self.values = out, kinds, np.array(values, dtype=np.uint8)
+        self.files = ThreadPoolExecutor(THREADS)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
         items = [Input(*row) for row in zip(rows["name"].tolist(), rows["address"].tolist(), strict=True)]
         reasons, counts = dict.fromkeys(items, ""), dict.fromkeys(items, 0)
+        reading = {item: self.files.submit(_read, item.address) for item in items if not item.is_video}
         images = []
         for item in items:
             try:
                 if item.is_video:
                     counts[item] = self._predict_video(item)
                 else:
-                    images.append((item, np.asarray(read_image(item.address)[0])))
+                    images.append((item.name, reading[item].result()))
                     counts[item] = 1
             except UserError as error:
                 reasons[item] = error.rule if isinstance(error, BadItem) else str(error)
-        self._predict([(item.name, image) for item, image in images])
+        self._predict(images)
         return {
             "name": [item.name for item in items],
             "file": [without_secrets(item.address) for item in items],
@@ -211,7 +219,7 @@ class Predictor:
         return written
 
     def _predict(self, images: Sequence[tuple[str, Pixels]]) -> None:
-        ordered = sorted(images, key=lambda pair: pair[1].shape)
+        ordered, writing = sorted(images, key=lambda pair: pair[1].shape), []
         for shape, group in groupby(ordered, key=lambda pair: pair[1].shape):
             alike = list(group)
             with torch.inference_mode():
@@ -219,7 +227,10 @@ class Predictor:
                 small = [self.model.prepare(torch.from_numpy(image.copy())[None].to(self.device)) for _, image in alike]
                 logits = predict_windows(self.model, torch.cat(small), self.window)
                 for (name, image), each in zip(alike, logits, strict=True):
-                    self._write(name, image, enlarged_ids(each, *shape[:2]).cpu().numpy())
+                    mask = enlarged_ids(each, *shape[:2]).cpu().numpy()
+                    writing.append(self.files.submit(self._write, name, image, mask))
+        for written in writing:
+            written.result()
 
     def _write(self, name: str, image: Pixels, mask: Pixels) -> None:
         taxonomy = self.model.config.taxonomy

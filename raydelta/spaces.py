@@ -155,22 +155,23 @@ def within_labels(space: Space, available: int) -> Space:
         UserError: no budget is left.
     """
     dimension, budgets = space.search.get("labels.budget"), space.table.budgets
-    search = dimension.model_dump(exclude_none=True) if dimension else {}
-    asked = [*(search.get("choice") or search.get("grid") or ()), *(budgets or ())]
-    beyond = sorted({budget for budget in asked if budget > available})
+    kind = "grid" if dimension is not None and dimension.grid is not None else "choice"
+    searched = getattr(dimension, kind, None)
+    asked = {place: list(values) for place, values in (("search", searched), ("table", budgets)) if values is not None}
+    left = {place: [budget for budget in values if budget <= available] for place, values in asked.items()}
+    beyond = sorted({budget for values in asked.values() for budget in values if budget > available})
     if not beyond:
         return space
     named = f"{' and '.join(map(str, beyond))} labels are more than the {available} that validation leaves"
-    changes: dict[str, Any] = {}
-    if dimension is not None:
-        left = {name: [budget for budget in values if budget <= available] for name, values in search.items()}
-        changes["search"] = space.search | {"labels.budget": left}
-    if budgets is not None:
-        changes["table"] = space.table.model_dump() | {"budgets": [b for b in budgets if b <= available]}
-    if min(asked) > available:
+    if not all(left.values()):
         raise UserError(f"{named}: label more, or set smaller budgets in a space of your own")
     warnings.warn(f"{named}: left out of the space", stacklevel=2)
-    return Space(**(dict(space) | changes))
+    tree = space.model_dump(exclude_none=True)
+    if searched is not None:
+        tree["search"]["labels.budget"] = {kind: left["search"]}
+    if budgets is not None:
+        tree["table"]["budgets"] = left["table"]
+    return Space(**tree)
 
 
 def load_space(name: str) -> Space:
