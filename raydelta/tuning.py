@@ -241,7 +241,8 @@ def _sweep_and_compare(
     except Exception as error:  # hours of training are not lost over a page
         again = f"raydelta report {directory}"
         warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=2)
-    trials = [job_of({"kind": "translator"} | result, config, expert.directory, runs) for result in results]
+    settings = [{"kind": "translator"} | result for result in results if result["error"] is None]
+    trials = [job_of(each, config, expert.directory, runs) for each in settings]
     tell_results(directory, config, [*trials, *(job for _, job in jobs)], rows, best, gpus)
     return Outcome(
         directory=directory,
