@@ -10,14 +10,13 @@ prediction.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 
-from benchmarks.common import FULL, describe_machine, print_table, write_json
+from benchmarks.common import FULL, describe_machine, in_turn, print_table, write_json
 from raydelta.config import load_config
 from raydelta.data.augment import to_float
 from raydelta.data.streams import Images
@@ -85,13 +84,7 @@ def main() -> None:
     }
     for name, strategy in STRATEGIES.items():
         ways[name] = through(partial(score, strategy, classes=CLASSES, grid=(1, 1)))
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(options.rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
+    seconds = in_turn(ways, options.rounds)
     against = {"evaluation": "bare"} | {name: "prediction" for name in STRATEGIES if name != "random"}
     ratios = {
         name: statistics.median(b / e for b, e in zip(seconds[other], seconds[name], strict=True))

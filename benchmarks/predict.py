@@ -11,7 +11,6 @@ medians over rounds in which all are measured in turn.
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import FULL, describe_machine, print_table, write_json
+from benchmarks.common import FULL, describe_machine, in_turn, print_table, write_json
 from raydelta.config import load_config
 from raydelta.data.simulator import simulate
 from raydelta.data.writing import encode_jpeg
@@ -58,18 +57,12 @@ def main() -> None:
         save(Deployed(made_of, [chain]), folder / "model")
         window = (2 * config.data.width, 2 * config.data.height)
         predictor = Predictor(folder / "model", None, folder / "masks", ("ids",), range(256), window, BATCH)
-        ways: dict[str, Callable[[], None]] = {}
+        ways: dict[str, Callable[[], object]] = {}
         for width, height in SIZES:
             files = write_photographs(folder / f"{width}x{height}", options.images, width, height)
             ways[f"bare, {width}x{height}"] = bare(predictor, files)
             ways[f"predict, {width}x{height}"] = through(predictor, files)
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(options.rounds + 1):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if turn:  # the first warms up
-                    seconds[name].append(time.perf_counter() - start)
+        seconds = in_turn(ways, options.rounds)
     ratios = {}
     for width, height in SIZES:
         pairs = zip(seconds[f"bare, {width}x{height}"], seconds[f"predict, {width}x{height}"], strict=True)
