@@ -21,8 +21,9 @@ from raydelta.data.augment import to_float
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.expert import freeze
-from raydelta.methods import ENSEMBLES, Job, find_job, load_segmenter, read_generator
+from raydelta.methods import Job, find_job, load_segmenter, read_generator
 from raydelta.networks import Generator, build_segmenter
+from raydelta.recipes import ENSEMBLES
 from raydelta.stages import write_atomically
 from raydelta.student import ensemble
 from raydelta.taxonomy import Taxonomy

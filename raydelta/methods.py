@@ -5,9 +5,9 @@ trains; the loop is in training.py, and how a job gets to a process in workers.p
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,75 +26,14 @@ from raydelta.expert import SegmenterTraining, build_predictor, freeze
 from raydelta.labels import check_bought, choose_labels
 from raydelta.networks import Generator, build_segmenter
 from raydelta.place import Place
-from raydelta.spaces import Compared
+from raydelta.recipes import ENSEMBLES, METHODS, RECIPES, UNGUIDED, Kind, Recipe
 from raydelta.stages import fingerprint, read_stage
 from raydelta.student import Appearance, StudentTraining, ensemble
 from raydelta.training import Training, hash_seed
 from raydelta.translator import TranslatorTraining
 
-Kind = Literal["expert", "translator", Compared]
-
 HELD_OUT = 64
 """At most this many synthetic training images (or a tenth) are kept from the expert's training to validate it."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a segmenter for photographs is trained on."""
-
-    start: Literal["expert", "scratch", "student"]
-    synthetic: Literal["plain", "translated", "FDA", "randomised"] | None = None  # half of every batch, if any
-    labels: Literal["budget", "all", "none"] = "budget"
-    teacher: Literal["average", "ensemble"] | None = None  # of the unlabelled photographs, if any
-
-    @property
-    def photographs(self) -> bool:
-        """Whether it looks at photographs without labels."""
-        return self.teacher is not None or self.synthetic == "FDA"
-
-
-RECIPES: dict[str, Recipe] = {
-    "from scratch": Recipe("scratch"),
-    "fine-tuned": Recipe("expert"),
-    "joint training": Recipe("expert", "plain"),
-    "randomised": Recipe("expert", "randomised"),
-    "FDA": Recipe("expert", "FDA"),
-    "translated only": Recipe("expert", "translated", labels="none"),
-    "student": Recipe("expert", "translated"),
-    "pseudo-labels": Recipe("student", "translated", teacher="ensemble"),
-    "mean teacher": Recipe("expert", "plain", teacher="average"),
-    "mean teacher, translated": Recipe("expert", "translated", teacher="average"),
-    "oracle": Recipe("expert", "plain", labels="all"),
-}
-"""The rows of the table that are one segmenter. ``student`` against ``joint training`` is the control for translation:
-they differ in nothing but the synthetic images that are swapped for translated ones."""
-
-
-ENSEMBLES: dict[str, tuple[Kind, ...]] = {
-    "ensemble": ("translator", "student"),
-    "ensemble, untranslated": ("joint training", "mean teacher"),
-}
-"""The rows that are several trainings together; the second is the control for what two networks are worth anyway. The
-expert on untranslated photographs is no member: it is confident where it is wrong, and cost three points."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table: which job, under which fields."""
-
-    kind: Kind
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-
-UNGUIDED = {"guidance.weight": 0.0}
-SHUFFLED = {"labels.shuffle": True}
-METHODS: dict[str, Method] = {
-    "unguided": Method("translator", UNGUIDED),
-    "guided": Method("translator"),
-    **{name: Method(name) for name in (*ENSEMBLES, *RECIPES)},  # type: ignore[arg-type]
-    "guided, shuffled labels": Method("translator", SHUFFLED),
-    "joint training, shuffled labels": Method("joint training", SHUFFLED),
-}
 
 
 class Job(BaseModel):

@@ -24,8 +24,9 @@ from raydelta.data.streams import load_images
 from raydelta.errors import UserError
 from raydelta.evaluation import Row
 from raydelta.labels import choose_labels
-from raydelta.methods import METHODS, Job, label_ids, make_job
+from raydelta.methods import Job, label_ids, make_job
 from raydelta.pictures import strip
+from raydelta.recipes import METHODS
 from raydelta.selection import check_count, choose
 from raydelta.spaces import Method, ReplayConfig
 

@@ -34,7 +34,7 @@ Compared = Literal[
 """What the translator is compared with. Named here, as the driver reads spaces before it imports torch."""
 
 Method = Literal["unguided", "guided", Compared, "guided, shuffled labels", "joint training, shuffled labels"]
-"""Rows of the table; what each is made of stands in ``methods.METHODS``."""
+"""Rows of the table; what each is made of stands in ``recipes.METHODS``."""
 
 DEFAULT_METHODS: tuple[Method, ...] = ("unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle")
 

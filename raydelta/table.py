@@ -16,9 +16,10 @@ from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import load_images
 from raydelta.evaluation import Row, class_ious, confusion_matrix, mean_iou, subset_means
-from raydelta.methods import ENSEMBLES, Job, label_ids, load_model
+from raydelta.methods import Job, label_ids, load_model
 from raydelta.pictures import colourise, strip
 from raydelta.progress import Progress
+from raydelta.recipes import ENSEMBLES
 from raydelta.stages import read_stage
 from raydelta.workers import find_place, get_or_cause
 

@@ -175,7 +175,8 @@ def _sweep_and_compare(
 ) -> Outcome:
     from raydelta.data.streams import is_streamed, share_cpus
     from raydelta.gallery import draw_gallery
-    from raydelta.methods import METHODS, Job, make_job
+    from raydelta.methods import Job, make_job
+    from raydelta.recipes import METHODS
     from raydelta.replay import draw_choices, replay, sum_up
     from raydelta.report import write_report
     from raydelta.table import draw_strips, evaluate_on_ray
@@ -270,7 +271,7 @@ def _best_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def in_waves(jobs: Sequence[Any]) -> list[list[Any]]:
     """The jobs and all they build on, but for the expert, in waves: every job's parents are in an earlier one."""
-    from raydelta.methods import ENSEMBLES
+    from raydelta.recipes import ENSEMBLES
 
     waves: dict[int, dict[Path, Any]] = {}
     for job in jobs:

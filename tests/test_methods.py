@@ -15,10 +15,7 @@ from raydelta.data.writing import encode_label
 from raydelta.errors import UserError
 from raydelta.labels import choose_labels
 from raydelta.methods import (
-    ENSEMBLES,
-    METHODS,
     Job,
-    Kind,
     Parts,
     assemble,
     label_ids,
@@ -28,6 +25,7 @@ from raydelta.methods import (
     read_job,
 )
 from raydelta.place import Place
+from raydelta.recipes import ENSEMBLES, METHODS, Kind
 from raydelta.stages import read_stage
 from raydelta.taxonomy import CAMVID11
 from raydelta.workers import open_large_sets, train_here, working_directory

@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -9,8 +8,7 @@ from raydelta.data.importers import simulate_dataset
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
 from raydelta.evaluation import read_table
-from raydelta.methods import METHODS, Kind, make_job
-from raydelta.spaces import Method
+from raydelta.methods import make_job
 from raydelta.sweeps import read_sweep, read_trials
 from raydelta.tuning import in_waves, run_tune
 from tests.test_spaces import write_space
@@ -130,11 +128,6 @@ def test_every_job_comes_after_what_it_builds_on(ray_session: None, tmp_path: Pa
     jobs = [make_job(kind, config, tmp_path, tmp_path / "expert-1") for kind in ("pseudo-labels", "oracle", "ensemble")]
     waves = [[job.kind for job in wave] for wave in in_waves(jobs)]
     assert waves == [["translator", "oracle"], ["student"], ["pseudo-labels"]]
-
-
-def test_the_methods_of_a_space_are_the_methods_there_are() -> None:
-    assert set(get_args(Method)) == set(METHODS)
-    assert {method.kind for method in METHODS.values()} | {"expert"} == set(get_args(Kind))
 
 
 def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_path: Path) -> None:
