@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     steps = [f"expert.steps={options.expert_steps}", f"translator.steps={options.translator_steps}"]
-    report = max(1, options.translator_steps // 10)  # as often as the space's own length reports, at least
+    report = max(1, options.translator_steps // 10)
     overrides = [*steps, f"compute.report_every={report}", *options.overrides]
     with tempfile.TemporaryDirectory() as folder:
         space = Path(folder) / "space.yaml"

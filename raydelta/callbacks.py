@@ -18,24 +18,31 @@ if TYPE_CHECKING:
     from raydelta.methods import Job
 
 
-def show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> Any:
-    """A callback that shows one line for all trials of so many steps each, and sets the gauges of the sweep."""
+def show_progress(progress: Progress, trials: int, steps: int, total: int | None, sweep: str) -> Any:
+    """A callback that shows one line for all trials of so many steps each, and sets the gauges of the sweep.
+
+    Args:
+        total: steps of all trials, if it is known how many of them end early; else one that does counts as a whole one.
+    """
     from ray import tune
 
     class ShowProgress(tune.Callback):
-        """Adds up the steps of all trials; one that was stopped early counts as a whole one."""
+        """Adds up the steps of all trials."""
 
         def __init__(self) -> None:
             self.steps: dict[str, int] = {}
+            self.ended: set[str] = set()
             self.best = 0.0
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            self.steps[trial.trial_id] = result.get("step", 0)
+            self.steps[trial.trial_id] = max(self.steps.get(trial.trial_id, 0), result.get("step", 0))
             self.best = max(self.best, result.get("miou", 0.0))
             self._show()
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self.steps[trial.trial_id] = steps
+            self.ended.add(trial.trial_id)
+            if total is None:
+                self.steps[trial.trial_id] = steps
             self._show()
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -48,10 +55,9 @@ def show_progress(progress: Progress, trials: int, steps: int, sweep: str) -> An
             record_trials(sweep, [trial.status for trial in trials])
 
         def _show(self) -> None:
-            ended = sum(done >= steps for done in self.steps.values())
             best = f"  best validation mIoU {self.best:.1f} %" if self.best else ""
-            note = f"steps  {ended}/{trials} trainings ended{best}"
-            progress.update(sum(self.steps.values()), trials * steps, note)
+            note = f"steps  {len(self.ended)}/{trials} trainings ended{best}"
+            progress.update(sum(self.steps.values()), total or trials * steps, note)
 
     return ShowProgress()
 
@@ -67,10 +73,11 @@ def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep
     from ray import tune
 
     class TellTrackers(tune.Callback):
-        """Holds the names of the trials that run."""
+        """Holds the names of the trials that run, and how far each has been told of: some report a step again."""
 
         def __init__(self) -> None:
             self.names: dict[str, str] = {}
+            self.steps: dict[str, int] = {}
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             try:
@@ -82,7 +89,8 @@ def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep
             trackers.start(trackers.Run(job.directory.name, job.kind, settings, sweep))
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            if trial.trial_id in self.names:
+            if trial.trial_id in self.names and result["step"] > self.steps.get(trial.trial_id, 0):
+                self.steps[trial.trial_id] = result["step"]
                 trackers.log(self.names[trial.trial_id], result)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:

@@ -114,9 +114,9 @@ class Space(Section):
     config: dict[str, Any] = Field(default={})  # fixed fields, dotted, under all trials and the expert
     search: dict[str, Dimension] = Field(default={})  # nothing: no sweep, straight to the table
     algorithm: Literal["random", "optuna"] = "random"
-    scheduler: Literal["asha", "none"] = "asha"
-    grace: Share = 0.25  # share of the steps that every trial may run before ASHA stops it
-    reduction: Annotated[int, Field(ge=2)] = 3  # ASHA keeps one in so many
+    scheduler: Literal["halving", "asha", "none"] = "halving"  # asha, Ray Tune's: trials never wait for others
+    grace: Share = 0.25  # share of the steps that every trial may run before it is stopped
+    reduction: Annotated[int, Field(ge=2)] = 3  # of so many, one goes on
     trials: Positive = 8  # samples; times the grid, if there is one
     concurrent: Positive | None = None  # at most so many at once; None: what fits
     resources: Resources = Resources()
@@ -142,6 +142,10 @@ class Space(Section):
                 )
             if dimension.grid is not None and self.algorithm == "optuna":
                 raise ValueError(f"search.{key}: Optuna takes choice, not grid")
+        if self.algorithm == "optuna" and self.scheduler == "halving":
+            raise ValueError(
+                "scheduler: halving begins all trials at once, and Optuna learns from ended ones; take asha"
+            )
         return self
 
 

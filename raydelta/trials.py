@@ -5,10 +5,11 @@ store. Everything that finishes becomes a stage, so what is trained again repeat
 it (tuning), and what the driver shows meanwhile (callbacks).
 """
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from raydelta.callbacks import show_progress, tell_trackers
 from raydelta.cluster import Cluster
 from raydelta.config import Config, override
 from raydelta.errors import UserError
+from raydelta.halving import expect_steps, make_milestones, make_scheduler
 from raydelta.progress import Progress
 from raydelta.spaces import Space
 from raydelta.stages import fingerprint
@@ -78,10 +80,17 @@ class Trainer:
         from ray.tune.search import ConcurrencyLimiter
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        space, steps = self.space, self.config.translator.steps
+        space, steps, every = self.space, self.config.translator.steps, self.config.compute.checkpoint_every
         search = {key: dimension.sampler() for key, dimension in space.search.items()}
+        grid = math.prod(len(dimension.grid or [0]) for dimension in space.search.values())
+        total = None
         scheduler: Any = FIFOScheduler()
-        if space.scheduler == "asha":
+        if space.scheduler == "halving":
+            milestones = make_milestones(steps, space.grace, space.reduction, every)
+            every = min([every, *milestones])
+            total = expect_steps(space.trials * grid, [*milestones, steps], space.reduction)
+            scheduler = make_scheduler(milestones, space.reduction, self.concurrent)
+        elif space.scheduler == "asha":
             scheduler = ASHAScheduler(
                 time_attr="step",
                 max_t=steps + 1,  # a trial ends by itself at its last step
@@ -105,11 +114,11 @@ class Trainer:
             reuse_actors=space.resources.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
-        grid = 1
-        for dimension in space.search.values():
-            grid *= len(dimension.grid or [0])
         param_space = {"kind": "translator", "overrides": search}
-        results = self._fit(directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume)
+        saving = replace(self, config=override(self.config, {"compute.checkpoint_every": every}))
+        results = saving._fit(
+            directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume, total=total
+        )
         return [
             {
                 "overrides": result.config["overrides"],
@@ -153,7 +162,15 @@ class Trainer:
         shutil.rmtree(directory, ignore_errors=True)
 
     def _fit(
-        self, directory: Path, param_space: Any, tune_config: Any, title: str, trials: int, steps: int, resume: bool
+        self,
+        directory: Path,
+        param_space: Any,
+        tune_config: Any,
+        title: str,
+        trials: int,
+        steps: int,
+        resume: bool,
+        total: int | None = None,
     ) -> list[Any]:
         from ray import tune
         from ray.tune.logger import JsonLoggerCallback
@@ -178,7 +195,7 @@ class Trainer:
                 name=directory.name,
                 storage_path=str(directory.parent),
                 callbacks=[
-                    show_progress(progress, trials, steps, str(directory.relative_to(self.runs))),
+                    show_progress(progress, trials, steps, total, str(directory.relative_to(self.runs))),
                     tell_trackers(made, self.config, self.name),
                     JsonLoggerCallback(),
                 ],

@@ -191,6 +191,9 @@ def _trainer(
 def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float]) -> None:
     """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report.
 
+    What it reported before, if it was trained in part or in whole, it reports again: whoever decides which trials train
+    on then knows as much of it as if it had just been trained.
+
     Args:
         resources: what each of several workers reserves.
     """
@@ -201,8 +204,10 @@ def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float
         tune.report(metrics)
 
     stage = read_stage(job.directory)
+    curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
+    for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
+        tune.report(metrics)
     if stage is not None:
-        tune.report(stage["metrics"])
         return
     if (job.config.compute.workers or 1) > 1:
         train_on_ray(job, tune.report, large, resources)

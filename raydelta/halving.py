@@ -1,0 +1,140 @@
+"""Successive halving: which trials of a sweep train on, and which end (ASHA, Li et al. 2020, with its promotions).
+
+Every trial trains to the first rung; of those that are there, the best third goes on to the next one, and so to the
+end. A trial that waits holds no device and goes on from its checkpoint. Ray Tune's own ASHA never waits: it lets the
+first trials run on while there is nothing to compare them with. Here new trials come first, then the lowest rung, so
+that on one device every choice is made among all; on many, whoever is best so far goes on where one would be idle.
+
+Not here: what a trial is and how it goes on (trials, workers).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydelta.curves import read_curve
+
+
+def make_milestones(steps: int, grace: float, reduction: int, every: int) -> list[int]:
+    """The steps of the rungs, whole multiples of the first; checkpoints every ``every`` steps are at all of them.
+
+    Args:
+        grace: share of the steps before the first rung.
+        reduction: each rung is so many times as far as the one before.
+    """
+    first = max(1, int(grace * steps))
+    milestone = -(-first // every) * every if every < first else first
+    milestones = []
+    while milestone < steps:
+        milestones.append(milestone)
+        milestone *= reduction
+    return milestones
+
+
+def expect_steps(trials: int, ends: Sequence[int], reduction: int) -> int:
+    """Steps of all trials together, with rungs at all of ``ends`` but the last."""
+    total = before = 0
+    for end in ends:
+        total += trials * (end - before)
+        trials, before = -(-trials // reduction), end
+    return total
+
+
+class Rungs:
+    """The scores of trials at the milestones, more is better, and whom they let go on."""
+
+    def __init__(self, milestones: Sequence[int], reduction: int) -> None:
+        self.milestones, self.reduction = milestones, reduction
+        self._scores: list[dict[str, float]] = [{} for _ in milestones]
+
+    def record(self, trial: str, step: int, score: float) -> bool:
+        """Whether the trial has reached a rung that it had not."""
+        new = [
+            scores
+            for milestone, scores in zip(self.milestones, self._scores, strict=True)
+            if step >= milestone and trial not in scores
+        ]
+        for scores in new:
+            scores[trial] = score if math.isfinite(score) else -math.inf
+        return bool(new)
+
+    def decide(self, waiting: Sequence[str], running: Iterable[str]) -> tuple[str | None, list[str]]:
+        """Who of those who wait goes on next, if anyone, and who never will. No new trial may be left to start.
+
+        Of a rung that another trial can still reach, the best 1/reduction goes on, rounded down, else rounded up.
+        """
+        running = list(running)
+        closed = True
+        never: list[str] = []
+        for level, scores in enumerate(self._scores):
+            closed = closed and all(trial in scores for trial in running)
+            here = [trial for trial in waiting if trial in scores and self._level(trial) == level]
+            places = -(-len(scores) // self.reduction) if closed else len(scores) // self.reduction
+            best = sorted(scores, key=lambda trial: -scores[trial])[:places]
+            ready = [trial for trial in best if trial in here]
+            if ready:
+                return ready[0], never
+            if closed:
+                never += here
+        return None, never
+
+    def _level(self, trial: str) -> int:
+        return max(level for level, scores in enumerate(self._scores) if trial in scores)
+
+
+def make_scheduler(milestones: Sequence[int], reduction: int, concurrent: int) -> Any:
+    """A scheduler of Ray Tune, for trials that report ``step`` and ``miou`` and can go on after they were stopped.
+
+    Args:
+        concurrent: at most so many trials at once; 0: as many as fit.
+    """
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import FIFOScheduler
+
+    class Halving(FIFOScheduler):
+        """Pauses trials at rungs. Tune saves nothing of a scheduler, so those of a restored sweep report once more."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rungs = Rungs(milestones, reduction)
+
+        def on_trial_add(self, controller: Any, trial: Any) -> None:
+            if trial.is_finished():
+                for report in read_curve(Path(trial.path) / "result.json"):
+                    self._record(trial, report)
+
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if not self._record(trial, result) or result["step"] >= result["steps"]:
+                return str(self.CONTINUE)
+            chosen, never = self._decide(controller, trial)
+            if chosen is trial:
+                return str(self.CONTINUE)
+            if trial in never:
+                return str(self.STOP)
+            controller.search_alg.on_trial_complete(trial.trial_id)  # what waits is none of those at once
+            return str(self.PAUSE)
+
+        def choose_trial_to_run(self, controller: Any) -> Any:
+            chosen, never = self._decide(controller)
+            for trial in never:
+                controller.stop_trial(trial)
+            return chosen
+
+        def _record(self, trial: Any, report: dict[str, Any]) -> bool:
+            return "miou" in report and self.rungs.record(trial.trial_id, report["step"], report["miou"])
+
+        def _decide(self, controller: Any, arrived: Any = None) -> tuple[Any, list[Any]]:
+            """The trial to run next and those to end, if ``arrived``, which still runs, has to wait or go on."""
+            trials = {trial.trial_id: trial for trial in controller.get_trials()}
+            pending = [trial for trial in trials.values() if trial.status == Trial.PENDING]
+            if pending or not controller.search_alg.is_finished():
+                return (pending[0] if pending else None), []
+            running = [n for n, trial in trials.items() if trial.status == Trial.RUNNING and trial is not arrived]
+            waiting = [n for n, trial in trials.items() if trial.status == Trial.PAUSED or trial is arrived]
+            chosen, never = self.rungs.decide(waiting, running)
+            if concurrent and len(running) >= concurrent:
+                chosen = None
+            return (trials[chosen] if chosen is not None else None), [trials[name] for name in never]
+
+    return Halving()
