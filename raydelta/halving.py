@@ -98,6 +98,7 @@ def make_scheduler(milestones: Sequence[int], reduction: int, concurrent: int) -
         def __init__(self) -> None:
             super().__init__()
             self.rungs = Rungs(milestones, reduction)
+            self.leaving: set[str] = set()  # those that run until they are paused
 
         def on_trial_add(self, controller: Any, trial: Any) -> None:
             if trial.is_finished():
@@ -107,31 +108,36 @@ def make_scheduler(milestones: Sequence[int], reduction: int, concurrent: int) -
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if not self._record(trial, result) or result["step"] >= result["steps"]:
                 return str(self.CONTINUE)
-            chosen, never = self._decide(controller, trial)
-            if chosen is trial:
-                return str(self.CONTINUE)
-            if trial in never:
-                return str(self.STOP)
-            controller.search_alg.on_trial_complete(trial.trial_id)  # what waits is none of those at once
-            return str(self.PAUSE)
+            self.leaving.add(trial.trial_id)
+            chosen, never = self._decide(controller)
+            if chosen is not trial and trial not in never:
+                controller.search_alg.on_trial_complete(trial.trial_id)  # what waits is none of those at once
+                return str(self.PAUSE)
+            self.leaving.remove(trial.trial_id)
+            return str(self.CONTINUE if chosen is trial else self.STOP)
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             chosen, never = self._decide(controller)
             for trial in never:
-                controller.stop_trial(trial)
+                if trial.status == Trial.PAUSED:
+                    controller.stop_trial(trial)
+            if chosen is None or chosen.status == Trial.RUNNING:
+                return None
+            self.leaving.discard(chosen.trial_id)
             return chosen
 
         def _record(self, trial: Any, report: dict[str, Any]) -> bool:
             return "miou" in report and self.rungs.record(trial.trial_id, report["step"], report["miou"])
 
-        def _decide(self, controller: Any, arrived: Any = None) -> tuple[Any, list[Any]]:
-            """The trial to run next and those to end, if ``arrived``, which still runs, has to wait or go on."""
+        def _decide(self, controller: Any) -> tuple[Any, list[Any]]:
+            """The trial to run next, which may still be leaving, and those that never run again."""
             trials = {trial.trial_id: trial for trial in controller.get_trials()}
             pending = [trial for trial in trials.values() if trial.status == Trial.PENDING]
             if pending or not controller.search_alg.is_finished():
                 return (pending[0] if pending else None), []
-            running = [n for n, trial in trials.items() if trial.status == Trial.RUNNING and trial is not arrived]
-            waiting = [n for n, trial in trials.items() if trial.status == Trial.PAUSED or trial is arrived]
+            running = [name for name, trial in trials.items() if trial.status == Trial.RUNNING]
+            running = [name for name in running if name not in self.leaving]
+            waiting = [name for name, trial in trials.items() if trial.status == Trial.PAUSED or name in self.leaving]
             chosen, never = self.rungs.decide(waiting, running)
             if concurrent and len(running) >= concurrent:
                 chosen = None
