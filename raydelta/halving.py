@@ -37,7 +37,7 @@ def expect_steps(trials: int, ends: Sequence[int], reduction: int) -> int:
     total = before = 0
     for end in ends:
         total += trials * (end - before)
-        trials, before = -(-trials // reduction), end
+        trials, before = max(1, trials // reduction), end
     return total
 
 
@@ -62,7 +62,7 @@ class Rungs:
     def decide(self, waiting: Sequence[str], running: Iterable[str]) -> tuple[str | None, list[str]]:
         """Who of those who wait goes on next, if anyone, and who never will. No new trial may be left to start.
 
-        Of a rung that another trial can still reach, the best 1/reduction goes on, rounded down, else rounded up.
+        Of a rung the best 1/reduction goes on, rounded down; at least one, when no other trial can reach it any more.
         """
         running = list(running)
         closed = True
@@ -70,7 +70,7 @@ class Rungs:
         for level, scores in enumerate(self._scores):
             closed = closed and all(trial in scores for trial in running)
             here = [trial for trial in waiting if trial in scores and self._level(trial) == level]
-            places = -(-len(scores) // self.reduction) if closed else len(scores) // self.reduction
+            places = max(len(scores) // self.reduction, closed)
             best = sorted(scores, key=lambda trial: -scores[trial])[:places]
             ready = [trial for trial in best if trial in here]
             if ready:

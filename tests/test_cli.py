@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raydelta.sweeps import read_trials
 from tests.data.test_formats import build
 from tests.tiny import TINY_ARGUMENTS, kill_family
 
@@ -150,12 +151,12 @@ def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
 def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Path) -> None:
     """The CPU end-to-end run: simulate → expert → kill → resume → translator → Ctrl-C → resume → evaluate."""
     settings = ["--runs", tmp_path, *TINY_ARGUMENTS, "compute.workers=1"]
-    slow = [*settings, "expert.steps=300"]
+    slow = [*settings, "expert.steps=300", "compute.report_every=10", "compute.checkpoint_every=10"]
     kept = "unfinished/*/checkpoint-*/meta.json"
     interrupt_when(kept, tmp_path, "train", "expert", *slow, with_signal=signal.SIGKILL)
     resumed = run("train", "expert", *slow)
     first_step = int(next(line for line in resumed.stderr.splitlines() if "/300" in line).split()[1].split("/")[0])
-    assert first_step > 2, "it must go on from its checkpoint"
+    assert first_step > 10, "it must go on from its checkpoint"
     expert = Path(resumed.stdout.strip())
     before = (expert / "stage.json").stat().st_mtime_ns
 
@@ -189,3 +190,21 @@ def test_a_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     assert "guided" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(list(tmp_path.glob("translator-*/stage.json"))) == 4
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_of_waiting_trials_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+    """Interrupted when two of four trials have ended for good and the other two went on from where they waited."""
+    space = tmp_path / "space.yaml"
+    search = {"guidance.weight": {"grid": [0.2, 0.4, 0.6, 0.8]}}
+    halving = {"scheduler": "halving", "grace": 0.2, "reduction": 2, "trials": 1}
+    space.write_text(yaml.safe_dump({"search": search, "table": {"methods": ["guided"]}} | halving))
+    arguments = ["tune", space, "--runs", tmp_path, *TINY_ARGUMENTS, "translator.steps=100"]
+    assert "interrupted" in interrupt_when("unfinished/translator-*/checkpoint-30", tmp_path, *arguments)
+    run(*arguments, "--resume")
+    (directory,) = tmp_path.glob("tune-*")
+    trials = sorted(read_trials(directory), key=lambda trial: trial.step)
+    assert [trial.step for trial in trials] == [20, 20, 40, 100]
+    first = [{report["step"]: report["miou"] for report in trial.curve} for trial in trials]
+    assert max(first[0][20], first[1][20]) <= min(first[2][20], first[3][20])
+    assert first[2][40] <= first[3][40]

@@ -1,8 +1,14 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from raydelta.halving import Rungs, expect_steps, make_milestones
+from raydelta.sweeps import read_trials
+from raydelta.tuning import run_tune
+from tests.test_spaces import write_space
+from tests.tiny import TINY_ARGUMENTS
 
 
 def test_milestones_fall_on_checkpoints() -> None:
@@ -14,7 +20,7 @@ def test_milestones_fall_on_checkpoints() -> None:
 
 
 def test_expected_steps() -> None:
-    assert expect_steps(12, [32, 96, 160], 3) == 12 * 32 + 4 * 64 + 2 * 64
+    assert expect_steps(12, [32, 96, 160], 3) == 12 * 32 + 4 * 64 + 64
     assert expect_steps(5, [160], 3) == 5 * 160
 
 
@@ -28,13 +34,12 @@ def test_the_best_of_a_closed_rung_go_on_and_the_rest_never_do() -> None:
     assert rungs.record("6", 30, 1.0)
     assert rungs.decide(waiting, []) == ("5", []), "the lower rung first"
     assert rungs.record("5", 35, 2.0)
-    assert rungs.decide(waiting, []) == ("4", [])
-    assert rungs.record("4", 30, 3.0)
-    assert rungs.decide(waiting, []) == ("4", ["0", "1", "2", "3"]), "four of seven were not among the best three"
-    assert rungs.decide(["5", "6"], []) == (None, ["5", "6"]), "one of three"
+    lost = ["0", "1", "2", "3", "4"]
+    assert rungs.decide(waiting, []) == ("5", lost), "two of seven went on, and of those two one does"
+    assert rungs.decide(["6"], []) == (None, ["6"])
 
 
-def test_while_another_trial_can_still_come_only_who_is_surely_among_the_best_goes_on() -> None:
+def test_while_another_trial_can_still_come_one_of_each_three_goes_on() -> None:
     rungs = Rungs([10], 3)
     rungs.record("a", 10, 1.0)
     rungs.record("b", 10, 2.0)
@@ -62,3 +67,36 @@ def test_a_trial_without_a_score_is_the_worst(score: float) -> None:
     rungs.record("a", 10, score)
     rungs.record("b", 10, 0.0)
     assert rungs.decide(["a", "b"], []) == ("b", [])
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_path: Path, at_once: int | None) -> None:
+    space = write_space(
+        tmp_path,
+        search={"guidance.weight": {"uniform": [0.1, 0.9]}},
+        trials=7,
+        scheduler="halving",
+        grace=0.2,
+        concurrent=at_once,
+        table={"methods": ["guided"]},
+    )
+    arguments = [*TINY_ARGUMENTS, "translator.steps=20", "compute.checkpoint_every=100"]
+    runs = tmp_path / "runs"
+    outcome = run_tune(space, arguments, runs=runs)
+    trials = read_trials(outcome.directory)
+    assert sorted(trial.step for trial in trials) == [4] * 5 + [12, 20]
+    assert {trial.state for trial in trials} == {"finished", "stopped early"}
+    for rung in (4, 12):
+        here = [trial for trial in trials if trial.step >= rung]
+        scores = {trial.step > rung: [] for trial in here}
+        for trial in here:
+            scores[trial.step > rung].append(next(r["miou"] for r in trial.curve if r["step"] == rung))
+        assert min(scores[True]) >= max(scores[False]), "the better ones went on"
+    trained = [path.read_text() for path in runs.glob("**/translator-*/curve.jsonl")]
+    steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in trained]
+    assert all(each == sorted(set(each)) for each in steps), "no step was trained twice"
+    assert sum(map(len, steps)) == (5 * 4 + 12 + 20) / 2, "and none that no trial wanted"
+
+    if at_once is None:
+        again = run_tune(space, arguments, runs=runs)
+        assert read_trials(again.directory) == trials, "known trainings lead to the same choices"
