@@ -41,7 +41,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {"one": [], "two": [], "side by side": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # The pace is that of the last report's steps: not of the first half, in which buffers grow and FLOPs are counted.
+        # The pace is that of the last report's steps: in the first half buffers grow and FLOPs are counted.
         half = f"compute.report_every={options.steps // 2}"
         fields = [f"translator.steps={options.steps}", half, "expert.steps=1"]
         config = prepare_data(load_config(overrides=[*fields, *FULL, *DISCRIMINATORS, *options.overrides]), folder)

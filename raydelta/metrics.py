@@ -17,7 +17,7 @@ TRAINING = {
 }
 """Key of a report → name and description of a gauge with the tags kind (expert, translator, …) and run."""
 
-STATES = ("PENDING", "RUNNING", "TERMINATED", "ERROR")
+STATES = ("PENDING", "RUNNING", "PAUSED", "TERMINATED", "ERROR")
 """Of trials, as Ray Tune calls them."""
 
 
