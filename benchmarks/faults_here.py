@@ -129,7 +129,8 @@ def kills(folder: Path, count: int = 200) -> Result:
     steps, interval = 12, 3
     job, counter = expert(folder, steps, interval), Counter(steps)
     torch.set_num_threads(1)
-    importlib.import_module("segmentation_models_pytorch")  # once, not in every child
+    for name in ("segmentation_models_pytorch", "ray"):  # once, not in every child
+        importlib.import_module(name)
     assert wait(forked(lambda: train_here(job))) == 0
     took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     whole = contents(job.directory / "checkpoint")
