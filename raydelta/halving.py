@@ -1,9 +1,9 @@
-"""Successive halving: which trials of a sweep train on, and which end (ASHA, Li et al. 2020, with its promotions).
+"""Successive halving (Jamieson & Talwalkar 2016): which trials of a sweep train on, and which end.
 
-Every trial trains to the first rung; of those that are there, the best third goes on to the next one, and so to the
-end. A trial that waits holds no device and goes on from its checkpoint. Ray Tune's own ASHA never waits: it lets the
-first trials run on while there is nothing to compare them with. Here new trials come first, then the lowest rung, so
-that on one device every choice is made among all; on many, whoever is best so far goes on where one would be idle.
+Every trial trains to the first rung; of those, the best third goes on to the next one, and so to the end. A trial that
+waits holds no device and goes on from its checkpoint. Ray Tune's ASHA never waits: it lets the first trials run on
+while there is nothing to compare them with. Here every choice is made among all, so it is the same on any number of
+devices; at most, some of them wait for the last trials of a rung.
 
 Not here: what a trial is and how it goes on (trials, workers).
 """
@@ -62,21 +62,19 @@ class Rungs:
     def decide(self, waiting: Sequence[str], running: Iterable[str]) -> tuple[str | None, list[str]]:
         """Who of those who wait goes on next, if anyone, and who never will. No new trial may be left to start.
 
-        Of a rung the best 1/reduction goes on, rounded down; at least one, when no other trial can reach it any more.
+        Of a rung that nobody can reach any more the best 1/reduction goes on, rounded down, but at least one.
         """
         running = list(running)
-        closed = True
         never: list[str] = []
         for level, scores in enumerate(self._scores):
-            closed = closed and all(trial in scores for trial in running)
+            if any(trial not in scores for trial in running):
+                break
             here = [trial for trial in waiting if trial in scores and self._level(trial) == level]
-            places = max(len(scores) // self.reduction, closed)
-            best = sorted(scores, key=lambda trial: -scores[trial])[:places]
+            best = sorted(scores, key=lambda trial: -scores[trial])[: max(1, len(scores) // self.reduction)]
             ready = [trial for trial in best if trial in here]
             if ready:
                 return ready[0], never
-            if closed:
-                never += here
+            never += here
         return None, never
 
     def _level(self, trial: str) -> int:

@@ -144,7 +144,7 @@ class Space(Section):
                 raise ValueError(f"search.{key}: Optuna takes choice, not grid")
         if self.algorithm == "optuna" and self.scheduler == "halving":
             raise ValueError(
-                "scheduler: halving begins all trials at once, and Optuna learns from ended ones; take asha"
+                "scheduler: halving begins all trials before one ends, and Optuna learns from ended ones; take asha"
             )
         return self
 

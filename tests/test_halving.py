@@ -1,11 +1,12 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raydelta.halving import Rungs, expect_steps, make_milestones
-from raydelta.sweeps import read_trials
+from raydelta.sweeps import Trial, read_trials
 from raydelta.tuning import run_tune
 from tests.test_spaces import write_space
 from tests.tiny import TINY_ARGUMENTS
@@ -39,18 +40,15 @@ def test_the_best_of_a_closed_rung_go_on_and_the_rest_never_do() -> None:
     assert rungs.decide(["6"], []) == (None, ["6"])
 
 
-def test_while_another_trial_can_still_come_one_of_each_three_goes_on() -> None:
-    rungs = Rungs([10], 3)
-    rungs.record("a", 10, 1.0)
-    rungs.record("b", 10, 2.0)
-    assert rungs.decide(["a", "b"], ["c"]) == (None, [])
-    assert rungs.decide(["a", "b"], []) == ("b", []), "the third has failed"
-    rungs.record("c", 10, 3.0)
-    assert rungs.decide(["a", "b", "c"], ["d"]) == ("c", [])
-    assert rungs.decide(["a", "b"], ["c", "d"]) == (None, []), "one of three is on its way"
-    rungs.record("d", 10, 4.0)
-    assert rungs.decide(["a", "b", "d"], ["c"]) == ("d", [])
-    assert rungs.decide(["a", "b"], ["c", "d"]) == (None, ["a", "b"]), "nobody can come any more"
+def test_nobody_goes_on_or_ends_while_another_trial_can_still_come() -> None:
+    rungs = Rungs([10, 30], 3)
+    for number, name in enumerate("abc"):
+        rungs.record(name, 10, float(number))
+    assert rungs.decide(["a", "b", "c"], ["d"]) == (None, [])
+    assert rungs.decide(["a", "b", "c"], []) == ("c", []), "the fourth has failed"
+    assert rungs.decide(["a", "b"], ["c"]) == (None, ["a", "b"]), "but may yet come to the next rung"
+    rungs.record("c", 30, 0.0)
+    assert rungs.decide(["c"], []) == ("c", [])
 
 
 def test_who_finished_elsewhere_counts_on_every_rung() -> None:
@@ -69,34 +67,33 @@ def test_a_trial_without_a_score_is_the_worst(score: float) -> None:
     assert rungs.decide(["a", "b"], []) == ("b", [])
 
 
-@pytest.mark.parametrize("at_once", [None, 1])
-def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_path: Path, at_once: int | None) -> None:
-    space = write_space(
-        tmp_path,
-        search={"guidance.weight": {"uniform": [0.1, 0.9]}},
-        trials=7,
-        scheduler="halving",
-        grace=0.2,
-        concurrent=at_once,
-        table={"methods": ["guided"]},
-    )
-    arguments = [*TINY_ARGUMENTS, "translator.steps=20", "compute.checkpoint_every=100"]
-    runs = tmp_path / "runs"
-    outcome = run_tune(space, arguments, runs=runs)
-    trials = read_trials(outcome.directory)
-    assert sorted(trial.step for trial in trials) == [4] * 5 + [12, 20]
+def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_path: Path) -> None:
+    at_once: list[list[Trial]] = []
+    for concurrent in (1, None):
+        space = write_space(
+            tmp_path,
+            search={"guidance.weight": {"uniform": [0.1, 0.9]}},
+            trials=7,
+            scheduler="halving",
+            grace=0.2,
+            concurrent=concurrent,
+            table={"methods": ["guided"]},
+        )
+        arguments = [*TINY_ARGUMENTS, "translator.steps=20", "compute.checkpoint_every=100"]
+        outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+        at_once.append(read_trials(outcome.directory))
+    trials, again = (sorted(found, key=lambda trial: trial.step) for found in at_once)
+    known = [replace(trial, curve=[]) for trial in trials]
+    assert [replace(trial, curve=[]) for trial in again] == known, "the same choices, and nothing trained again"
+    assert [trial.step for trial in trials] == [4] * 5 + [12, 20]
     assert {trial.state for trial in trials} == {"finished", "stopped early"}
     for rung in (4, 12):
-        here = [trial for trial in trials if trial.step >= rung]
-        scores = {trial.step > rung: [] for trial in here}
-        for trial in here:
-            scores[trial.step > rung].append(next(r["miou"] for r in trial.curve if r["step"] == rung))
+        scores: dict[bool, list[float]] = {True: [], False: []}
+        for trial in trials:
+            if trial.step >= rung:
+                scores[trial.step > rung] += [report["miou"] for report in trial.curve if report["step"] == rung]
         assert min(scores[True]) >= max(scores[False]), "the better ones went on"
-    trained = [path.read_text() for path in runs.glob("**/translator-*/curve.jsonl")]
+    trained = [path.read_text() for path in (tmp_path / "runs").glob("**/translator-*/curve.jsonl")]
     steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in trained]
     assert all(each == sorted(set(each)) for each in steps), "no step was trained twice"
     assert sum(map(len, steps)) == (5 * 4 + 12 + 20) / 2, "and none that no trial wanted"
-
-    if at_once is None:
-        again = run_tune(space, arguments, runs=runs)
-        assert read_trials(again.directory) == trials, "known trainings lead to the same choices"
