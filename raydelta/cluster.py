@@ -8,6 +8,7 @@ import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -112,7 +113,7 @@ def ensure_ray() -> Cluster:
                 context = ray.init(address, **quiet)
             else:
                 make_token()
-                context = ray.init("local", include_dashboard=True, **quiet)
+                context = _start_private(quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             if not address:
@@ -127,6 +128,26 @@ def ensure_ray() -> Cluster:
         dashboard=f"http://{_dashboard[0]}" if _dashboard[0] else None,
         logs=Path(ray._private.worker._global_node.get_logs_dir_path()),
     )
+
+
+def _start_private(settings: dict[str, Any]) -> Any:
+    """Start a Ray of this command's own whose processes know its address.
+
+    Ray Train's cleaner looks for it, and where another command runs a Ray it would find two and give up: the workers of
+    a trial that was ended would keep their CPUs for ever.
+    """
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    os.environ.update(told)  # inherited by all that starts now
+    try:
+        return ray.init("local", include_dashboard=True, **settings)
+    finally:
+        for name in told:
+            del os.environ[name]
 
 
 def capacity() -> list[dict[str, float]]:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,16 @@ def test_a_gpu_that_is_asked_for_has_to_be_there() -> None:
     assert [choose_preset("laptop", gpus), choose_preset("gpu", gpus)] == ["laptop", "gpu"]
     with pytest.raises(UserError, match="no GPU and cannot start one"):
         choose_preset("gpu", cpus)
+
+
+def test_a_private_ray_knows_itself_beside_another_one(ray_session: None) -> None:
+    """As Ray Train asks from within an actor whether a trial is over."""
+    ask = """
+import ray
+from raydelta.cluster import ensure_ray
+ensure_ray()
+from ray.util.state import list_nodes
+(node,) = ray.get(ray.remote(lambda: [node.node_id for node in list_nodes()]).remote())
+assert node == ray.get_runtime_context().get_node_id()
+"""
+    subprocess.run([sys.executable, "-c", ask], check=True, timeout=120)
