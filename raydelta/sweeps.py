@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 import raydelta
 from raydelta.config import Config
-from raydelta.curves import CURVE, read_curve
+from raydelta.curves import read_curve
 from raydelta.errors import UserError
 from raydelta.spaces import Space
 from raydelta.stages import write_atomically
@@ -107,7 +107,7 @@ def read_trials(directory: Path) -> list[Trial]:
         return [_from_folder(folder) for folder in folders.values()]
     try:
         results = json.loads(path.read_text())
-        return [_from_result(result, folders.get(_key(result["overrides"])), directory.parent) for result in results]
+        return [_from_result(result, folders.get(_key(result["overrides"]))) for result in results]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, run the same raydelta tune again to renew it: {error}") from error
 
@@ -123,11 +123,7 @@ def _asked(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _from_result(result: Mapping[str, Any], folder: Path | None, runs: Path) -> Trial:
-    places = [folder / "result.json"] if folder else []
-    if result.get("stage"):  # a training that an earlier run has made reports only its end to this one
-        stage = Path(result["stage"]).name
-        places += [runs / stage / CURVE, runs / "unfinished" / stage / CURVE]
+def _from_result(result: Mapping[str, Any], folder: Path | None) -> Trial:
     return Trial(
         overrides=result["overrides"],
         miou=result["miou"],
@@ -136,7 +132,7 @@ def _from_result(result: Mapping[str, Any], folder: Path | None, runs: Path) -> 
         error=result["error"],
         ended=True,
         stopped_early=result["stopped_early"],
-        curve=max(map(read_curve, places), key=len, default=[]),
+        curve=read_curve(folder / "result.json") if folder else [],
     )
 
 

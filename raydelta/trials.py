@@ -127,16 +127,9 @@ class Trainer:
                 "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
                 "stopped_early": (result.metrics or {}).get("step", 0) < steps,
                 "error": None if result.error is None else last_line(result.error),
-                "stage": None if result.error is not None else self._stage_of(result.config["overrides"]),
             }
             for result in results
         ]
-
-    def _stage_of(self, overrides: dict[str, Any]) -> str:
-        """The name of a trial's training: where its curve is, should an earlier run have trained it."""
-        from raydelta.methods import make_job
-
-        return make_job("translator", override(self.config, overrides), self.runs, self.expert).directory.name
 
     def finish(self, jobs: Sequence[Any]) -> None:
         """Train jobs to their end, side by side."""
