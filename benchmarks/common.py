@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raydelta.place import has_bf16_units
+from raydelta.compute.device import has_bf16_units
 
 FULL = ["data.width=256", "data.height=128", "generator.width=64", "generator.blocks=9"]
 """The original CycleGAN's generator and our largest usual images."""

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from benchmarks.common import write_json
-from raydelta.cluster import ensure_ray
+from raydelta.compute.cluster import ensure_ray
 from raydelta.data.shards import Item, Row, list_ids, read_manifest, read_rows
 from raydelta.data.writing import write_dataset
-from raydelta.evaluation import Row as TableRow
-from raydelta.spaces import SPACES
-from raydelta.tuning import run_tune
+from raydelta.results.table import Row as TableRow
+from raydelta.search_space import SPACES
+from raydelta.tuning.tune import run_tune
 
 METHODS = ["unguided", "guided", "student", "pseudo-labels", "ensemble", "ensemble, untranslated", "joint training"]
 

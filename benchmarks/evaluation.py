@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from benchmarks.common import FULL, describe_machine, in_turn, print_table, write_json
+from raydelta.compute.device import find_place
 from raydelta.config import load_config
 from raydelta.data.augment import to_float
 from raydelta.data.streams import Images
-from raydelta.evaluation import confusion_matrix
-from raydelta.expert import freeze
 from raydelta.networks import Generator, build_segmenter
-from raydelta.strategies import STRATEGIES, Networks, View, score
-from raydelta.workers import find_place
+from raydelta.networks.layers import freeze
+from raydelta.selection.strategies import STRATEGIES, Networks, View, score
+from raydelta.training.metrics import confusion_matrix
 
 CLASSES, BATCH = 11, 16
 

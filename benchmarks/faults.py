@@ -35,7 +35,7 @@ from benchmarks.faults_on_ray import (
     worker,
     worker_of_two,
 )
-from raydelta.cluster import ensure_ray
+from raydelta.compute.cluster import ensure_ray
 
 FAULTS: dict[str, Callable[..., Result]] = {
     "worker": worker,

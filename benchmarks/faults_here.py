@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from raydelta import checkpoint
 from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import UserError
-from raydelta.expert import SegmenterTraining
-from raydelta.methods import Job, make_job
-from raydelta.workers import train_here, working_directory
+from raydelta.training import checkpoint
+from raydelta.training.job import Job, make_job
+from raydelta.training.run import train_here, working_directory
+from raydelta.training.supervised import SegmenterTraining
 
 SMALL = {
     **{"data.width": 64, "data.height": 32, "data.synthetic_images": 24, "data.real_images": 20, "data.test_images": 4},

@@ -23,9 +23,9 @@ import yaml
 
 from benchmarks.common import family_of
 from benchmarks.faults_here import SMALL, Result, contents, expert, small
-from raydelta.cluster import SETTINGS
-from raydelta.methods import Job
-from raydelta.workers import train_here
+from raydelta.compute.cluster import SETTINGS
+from raydelta.training.job import Job
+from raydelta.training.run import train_here
 
 DASHBOARD = {"include_dashboard": True, "dashboard_port": 0}
 
@@ -52,7 +52,7 @@ def pids_of(name: str) -> list[int]:
 
 def on_ray(job: Job, after: int, fault: Callable[[], bool]) -> tuple[int, list[int]]:
     """Train a job on Ray; from a step on, call ``fault`` until it says that it has struck. Steps lost, and reported."""
-    from raydelta.workers import train_on_ray
+    from raydelta.training.on_ray import train_on_ray
 
     steps: list[int] = []
     struck: list[bool] = []

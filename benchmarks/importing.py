@@ -23,9 +23,9 @@ from PIL import Image
 
 from benchmarks.common import describe_machine, memory_of_session, print_table, write_json
 from raydelta.data.shards import read_manifest
-from raydelta.data.simulator import simulate
+from raydelta.data.simulator.scene import simulate
 from raydelta.data.tables import read_table
-from raydelta.taxonomy import get_taxonomy
+from raydelta.data.taxonomy import get_taxonomy
 
 SOURCE_SIZE = (1280, 760)
 PLAIN = 100  # images of the plain loop

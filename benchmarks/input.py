@@ -25,11 +25,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import describe_machine, memory_of_session, print_table, write_json
-from raydelta.cluster import ensure_ray
-from raydelta.data.importers import simulate_dataset
+from raydelta.compute.cluster import ensure_ray
+from raydelta.compute.device import Place
 from raydelta.data.shards import read_rows
+from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.data.streams import MemoryStream, RayStream, load_images, share_cpus, stream_rows
-from raydelta.place import Place
 
 SIZE, SOURCES = (256, 128), ((256, 128), (1280, 760))
 BATCH, PROCESSES, EPOCHS = 16, 2, 10

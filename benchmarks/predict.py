@@ -20,12 +20,12 @@ from PIL import Image
 
 from benchmarks.common import FULL, describe_machine, in_turn, print_table, write_json
 from raydelta.config import load_config
-from raydelta.data.simulator import simulate
+from raydelta.data.simulator.scene import simulate
+from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_jpeg
-from raydelta.deploy import Chain, ChainConfig, DeployConfig, Deployed, save
+from raydelta.deploy.model import Chain, ChainConfig, DeployConfig, Deployed, save
+from raydelta.deploy.predict import Predictor
 from raydelta.networks import Generator, build_segmenter
-from raydelta.predict import Predictor
-from raydelta.taxonomy import CAMVID11
 
 SIZES = ((256, 128), (1280, 760))
 BATCH = 8

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from raydelta.evaluation import Summary
+from raydelta.results.table import Summary
 
 BEGIN, END = "<!-- results: {} -->", "<!-- end of results -->"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.common import describe_machine, print_table, write_json
-from raydelta.tuning import run_tune
+from raydelta.tuning.tune import run_tune
 
 STEPS = 30  # of a round
 

@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.common import describe_machine, print_table, write_json
 from benchmarks.plain_cyclegan import PlainCycleGAN
+from raydelta.compute.device import Place, has_bf16_units
 from raydelta.config import Config, load_config, override
 from raydelta.data.augment import Batch
-from raydelta.expert import freeze
 from raydelta.networks import build_segmenter
-from raydelta.place import Place, has_bf16_units
-from raydelta.translator import TranslatorTraining
+from raydelta.networks.layers import freeze
+from raydelta.training.translator import TranslatorTraining
 
 CLASSES, GUIDED = 11, 8
 

@@ -17,11 +17,10 @@ import yaml
 
 from benchmarks.common import describe_machine, print_table, write_json
 from raydelta.config import Config, load_config, override
-from raydelta.methods import make_job
-from raydelta.spaces import SPACES
-from raydelta.stages import read_stage
-from raydelta.tuning import run_tune
-from raydelta.workers import train_here
+from raydelta.search_space import SPACES
+from raydelta.training.job import make_job, read_stage
+from raydelta.training.run import train_here
+from raydelta.tuning.tune import run_tune
 
 
 def main() -> None:

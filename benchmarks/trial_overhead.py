@@ -66,7 +66,7 @@ def main() -> None:
 
 def sweep(folder: Path, workers: int, trials: int, number: int, *overrides: str) -> float:
     """Seconds of a sweep of so many trials, each of another setting so that none is found finished."""
-    from raydelta.tuning import run_tune  # imports torch, which reads the cache's address
+    from raydelta.tuning.tune import run_tune  # imports torch, which reads the cache's address
 
     weights = [0.1 + 0.8 * (index + 1000 * number) / 100_000 for index in range(trials)]
     space = {

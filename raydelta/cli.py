@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from raydelta.errors import UserError
+from raydelta.version import __version__
 
 app = typer.Typer(
     help="Guided real-to-synthetic translation: how well N labels do, and which settings get there.",
@@ -65,10 +66,10 @@ def tune(
         raise UserError(f"one search space at a time, not {' and '.join(spaces)}")
     space = spaces[0] if spaces else "laptop"
     if cluster or address:
-        from raydelta.jobs import tune_on_cluster
+        from raydelta.compute.remote import tune_on_cluster
 
         raise typer.Exit(tune_on_cluster(space, overrides, preset, config, runs, resume, cluster, address))
-    from raydelta.tuning import run_tune
+    from raydelta.tuning.tune import run_tune
 
     runs = runs or Path("runs")
     outcome = run_tune(
@@ -105,18 +106,19 @@ def list_runs(
     stop: Annotated[bool, typer.Option("--stop", help="End it instead; finished stages stay.")] = False,
 ) -> None:
     """List the jobs of a cluster with state, age and command, or follow or stop one of them."""
-    from raydelta import jobs
+
+    from raydelta.compute import remote
 
     if stop and job is None:
         raise UserError("--stop: name the job; raydelta runs lists them")
     if job and not stop:
-        raise typer.Exit(jobs.follow(job, cluster, address))
-    with jobs.reach(cluster, address) as where:
+        raise typer.Exit(remote.follow(job, cluster, address))
+    with remote.reach(cluster, address) as where:
         if job:
-            jobs.stop(where, job)
+            remote.stop(where, job)
             print(f"stopped {job}")
         else:
-            print(jobs.format_jobs(jobs.list_jobs(where)))
+            print(remote.format_jobs(remote.list_jobs(where)))
 
 
 @app.command()
@@ -126,7 +128,7 @@ def dashboard(
     ),
 ) -> None:
     """Open a tunnel to the dashboard of a cluster, until Ctrl-C."""
-    from raydelta.jobs import hold_tunnel
+    from raydelta.compute.remote import hold_tunnel
 
     hold_tunnel(cluster)
 
@@ -144,7 +146,7 @@ def data_simulate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make street scenes with exact masks, as shards."""
-    from raydelta.data.importers import simulate_dataset
+    from raydelta.data.simulator.dataset import simulate_dataset
 
     counts = {"train": train} | ({"test": test} if test else {})
     with _progress(f"make {target.name}") as progress:
@@ -241,7 +243,7 @@ def data_show(
     count: Annotated[int, typer.Option(min=1, help="Images of each split.")] = 24,
 ) -> None:
     """Draw a contact sheet of every split (image, mask, overlay) and the class shares as bars."""
-    from raydelta.pictures import show_dataset
+    from raydelta.results.pictures import show_dataset
 
     for path in show_dataset(data_set, out, count):
         print(path)
@@ -256,7 +258,7 @@ def train_expert_command(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train the expert on the synthetic images, or find it if it was trained before."""
-    from raydelta.tuning import train_expert
+    from raydelta.tuning.single import train_expert
 
     resolved = _prepare(_data_overrides(synthetic, None) + (overrides or []), preset, config)
     print(train_expert(resolved, runs).directory)
@@ -272,7 +274,7 @@ def train_translator_command(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train one translator with these settings (and the expert first, if need be)."""
-    from raydelta.tuning import train_translator
+    from raydelta.tuning.single import train_translator
 
     resolved = _prepare(_data_overrides(synthetic, real) + (overrides or []), preset, config)
     print(train_translator(resolved, runs).directory)
@@ -281,9 +283,9 @@ def train_translator_command(
 @app.command()
 def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished training.")]) -> None:
     """Print the test table of a finished training; writes table.json and table.csv into its directory."""
-    from raydelta.evaluation import write_table
-    from raydelta.methods import read_job
-    from raydelta.table import evaluate_job, method_of
+    from raydelta.results.evaluate import evaluate_job, method_of
+    from raydelta.results.table import write_table
+    from raydelta.training.job import read_job
 
     job = read_job(run)
     rows = evaluate_job(method_of(job), job)
@@ -299,7 +301,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="Directory of a sweep or of a training, finished or not.")],
 ) -> None:
     """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
-    from raydelta.report import write_report
+    from raydelta.results.report import write_report
 
     print(write_report(run))
 
@@ -316,7 +318,7 @@ def select(
     ] = 5,
 ) -> None:
     """Choose which photographs to label next; writes lists for CVAT and Label Studio, and a contact sheet."""
-    from raydelta.selection import select
+    from raydelta.selection.select import select
 
     grid = _numbers(regions, "x", 2, "--regions") if regions else None
     chosen = select(run, count, strategy, out=out, grid=grid, window=window)
@@ -336,11 +338,11 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Check versions, devices, cluster, storage, memory; say what is wrong and how to mend it. Exit code 1 if bad."""
-    from raydelta import doctor
+    from raydelta.doctor import checks
 
-    checks = doctor.diagnose(runs, addresses or [])
-    print(doctor.as_json(checks) if as_json else doctor.format_checks(checks))
-    if any(check.state == "bad" for check in checks):
+    found = checks.diagnose(runs, addresses or [])
+    print(checks.as_json(found) if as_json else checks.format_checks(found))
+    if any(check.state == "bad" for check in found):
         raise typer.Exit(1)
 
 
@@ -360,7 +362,7 @@ def predict(
     ] = None,
 ) -> None:
     """Write masks for photographs and videos."""
-    from raydelta.predict import predict
+    from raydelta.deploy.predict import predict
 
     size = _numbers(window, "x", 2, "--window") if window else None
     outcome = predict(
@@ -382,7 +384,7 @@ def export(
     method: Method = None,
 ) -> None:
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
-    from raydelta.export import export
+    from raydelta.deploy.export import export
 
     for check in export(run, out, method):
         print(
@@ -450,9 +452,9 @@ def _shares(splits: list[str]) -> dict[str, float] | None:
 
 
 def _prepare(overrides: list[str], preset: str | None, file: Path | None) -> Any:
-    from raydelta.cluster import choose_preset, ensure_ray, warm_up
+    from raydelta.compute.cluster import choose_preset, ensure_ray, warm_up
     from raydelta.config import load_config
-    from raydelta.trackers import check_trackers
+    from raydelta.tuning.trackers import check_trackers
 
     check_trackers(load_config(preset or "laptop", file, overrides).tracking)  # complain before Ray starts
     cluster = ensure_ray()
@@ -463,10 +465,9 @@ def _prepare(overrides: list[str], preset: str | None, file: Path | None) -> Any
 
 
 def _announce(cluster: Any, preset: str) -> None:
-    import raydelta
 
     where = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
-    sys.stderr.write(f"raydelta {raydelta.__version__}  preset {preset}  {where}\n")
+    sys.stderr.write(f"raydelta {__version__}  preset {preset}  {where}\n")
     sys.stderr.write(f"dashboard {cluster.dashboard or 'off'}  Ray's logs {cluster.logs}\n")
 
 
@@ -477,7 +478,7 @@ def _data_overrides(synthetic: str | None, real: str | None) -> list[str]:
 def _print_table(rows: list[Any]) -> None:
     from rich.console import Console
 
-    from raydelta.evaluation import format_table
+    from raydelta.results.table import format_table
 
     print()
     console = Console()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raydelta.spaces import Compared
+from raydelta.search_space import Compared
 
 Kind = Literal["expert", "translator", Compared]
 

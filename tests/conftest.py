@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raydelta.cluster import SETTINGS, make_token
+from raydelta.compute.cluster import SETTINGS, make_token
 
 # Ray takes the mode at its import, which some test modules do at theirs.
 make_token()
@@ -70,8 +70,8 @@ def translator(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> A
     """The job of a translator with next to no training, and its expert beside it."""
     from raydelta.config import load_config
     from raydelta.data.prepare import prepare_data
-    from raydelta.methods import make_job
-    from raydelta.workers import train_here
+    from raydelta.training.job import make_job
+    from raydelta.training.run import train_here
     from tests.tiny import TINY
 
     runs = tmp_path_factory.mktemp("runs")
@@ -89,8 +89,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     import torch
 
     from raydelta.config import load_config, override
-    from raydelta.methods import make_job
-    from raydelta.workers import train_here
+    from raydelta.training.job import make_job
+    from raydelta.training.run import train_here
     from tests.sets import REAL_NAMES, STEPS, write_set
     from tests.tiny import TINY
 

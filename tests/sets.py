@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from raydelta.data.shards import FOOTER, SCHEMA, Manifest, Shard, Split
-from raydelta.data.simulator import Look, simulate
+from raydelta.data.simulator.scene import Look, simulate
+from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_jpeg, encode_label
-from raydelta.taxonomy import CAMVID11
 
 WIDTH, HEIGHT, SYNTHETIC, REAL = 64, 32, 22, 20
 STEPS = {"expert.steps": 2, "translator.steps": 3, "student.steps": 2, "compute.precision": "fp32"}

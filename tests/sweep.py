@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from raydelta.config import load_config
-from raydelta.curves import format_curve
-from raydelta.evaluation import Row, class_ious, mean_iou, write_table
-from raydelta.spaces import Space
-from raydelta.sweeps import Sweep, record_sweep
-from raydelta.taxonomy import CAMVID11
+from raydelta.data.taxonomy import CAMVID11
+from raydelta.results.sweep import Sweep, record_sweep
+from raydelta.results.table import Row, write_table
+from raydelta.search_space import Space
+from raydelta.training.curve import format_curve
+from raydelta.training.metrics import class_ious, mean_iou
 
 SEARCH: dict[str, Any] = {
     "guidance.weight": {"uniform": [0.1, 0.9]},

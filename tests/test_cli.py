@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raydelta.sweeps import read_trials
+from raydelta.results.sweep import read_trials
 from tests.data.test_formats import build
 from tests.tiny import TINY_ARGUMENTS, kill_family
 

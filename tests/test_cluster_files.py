@@ -14,8 +14,8 @@ import ray
 import yaml
 from moto import mock_aws
 
-from raydelta import jobs
-from raydelta.spaces import load_space
+from raydelta.compute import remote
+from raydelta.search_space import load_space
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "cluster.yaml", ROOT / "clusters" / "gcp.yaml", ROOT / "clusters" / "on-premise.yaml"]
@@ -36,7 +36,7 @@ def test_every_file_is_known_here() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_cluster_file_is_valid_and_closed(file: Path) -> None:
     """Ray's schema, prepare_config and validate_config; then what docs/security.md promises."""
-    config = jobs.read_cluster_file(file)
+    config = remote.read_cluster_file(file)
     assert Path(config["metadata"]["runs"]).is_absolute()
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
@@ -57,7 +57,7 @@ def test_a_cluster_file_is_valid_and_closed(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_commands_of_a_cluster_file_are_for_this_shell_and_this_ray(file: Path) -> None:
-    config = jobs.read_cluster_file(file)
+    config = remote.read_cluster_file(file)
     names = [name for name in config if name.endswith("_commands")]
     for command in [command for name in names for command in config[name]]:
         subprocess.run(["bash", "-n", "-c", command], check=True)
@@ -77,7 +77,7 @@ def test_on_aws_nothing_but_ssh_is_open(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # it makes a key for ssh
     (tmp_path / ".ssh").mkdir()
-    tree = jobs.read_cluster_file(FILES[0])
+    tree = remote.read_cluster_file(FILES[0])
     with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
         config = aws.bootstrap_aws(tree)
         ec2 = boto3.client("ec2", tree["provider"]["region"])

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from raydelta.cli import app
 from raydelta.config import flatten, load_config
-from raydelta.spaces import load_space
+from raydelta.search_space import load_space
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ import pytest
 from benchmarks.faults import format_markdown
 from raydelta.config import load_config, override
 from raydelta.data.prepare import prepare_data
-from raydelta.methods import make_job
-from raydelta.tuning import run_tune
-from raydelta.workers import train_here, working_directory
+from raydelta.training.job import make_job
+from raydelta.training.run import train_here, working_directory
+from raydelta.tuning.tune import run_tune
 from tests.test_spaces import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 

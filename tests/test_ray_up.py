@@ -24,8 +24,8 @@ import pytest
 import requests
 import yaml
 
-from raydelta.data.importers import simulate_dataset
-from raydelta.jobs import read_cluster_file
+from raydelta.compute.remote import read_cluster_file
+from raydelta.data.simulator.dataset import simulate_dataset
 from tests.tiny import TINY_ARGUMENTS
 
 ROOT = Path(__file__).parent.parent

@@ -1,7 +1,7 @@
 from typing import get_args
 
 from raydelta.recipes import METHODS, Kind
-from raydelta.spaces import Method
+from raydelta.search_space import Method
 
 
 def test_the_methods_of_a_space_are_the_methods_there_are() -> None:

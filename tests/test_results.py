@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import END, format_markdown
-from raydelta.evaluation import Row, write_table
+from raydelta.results.table import Row, write_table
 
 ROOT = Path(__file__).parents[1]
 

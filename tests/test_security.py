@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydelta import cluster
+import raydelta
+from raydelta.compute import cluster
 from raydelta.config import Config, load_config
 from raydelta.data import checking, shards
-from raydelta.data.importers import simulate_dataset
+from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.data.streams import load_images, stream_rows
 from raydelta.errors import UserError
-from raydelta.methods import read_job
+from raydelta.training.job import read_job
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -171,7 +172,7 @@ def test_a_token_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
 
 def test_nothing_unpickles_or_evaluates() -> None:
     """Every new use of what runs code from a file has to be looked at."""
-    package = Path(cluster.__file__).parent
+    package = Path(raydelta.__file__).parent
     risky = re.compile(r"\bpickle\.|cloudpickle|weights_only=False|yaml\.(unsafe_)?load\(|\beval\(|\bexec\(|os\.system")
     found = [
         f"{file.name}: {line.strip()}" for file in package.rglob("*.py") for line in file.open() if risky.search(line)

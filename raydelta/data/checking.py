@@ -29,8 +29,8 @@ from raydelta.data.shards import (
     threaded,
 )
 from raydelta.data.tables import Table
+from raydelta.data.taxonomy import IGNORE
 from raydelta.storage import open_address
-from raydelta.taxonomy import IGNORE
 
 # When shares of pixels look wrong.
 ENOUGH_LABELS = 20

@@ -1,148 +1,28 @@
-"""Data sets in: from the folders of other data sets, and from the built-in simulator.
-
-A format says which files are images and labels, and what the labels' values mean (a table in ``tables/``); listing,
-reading, checking and encoding are the same for all. The source is only ever read. Not here: how data sets lie on disk
-(shards).
-"""
+"""Import of labelled or unlabelled images from disk or a bucket as checked shards."""
 
 import io
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from raydelta.data.listing import (
-    Listing,
-    Paired,
-    compile_pattern,
-    list_pictures,
-    pair,
-    sequence_of,
-    split_by_sequence,
-)
-from raydelta.data.reading import Box, ReadLabel, encode_pair, read_first_channel, read_ids, read_red_or_colours
+from raydelta.data.formats import FORMATS, ROAD_BELOW, Format
+from raydelta.data.listing import Listing, Paired, compile_pattern, list_pictures, pair, split_by_sequence
+from raydelta.data.reading import Box, encode_pair
 from raydelta.data.shards import UNDECODABLE, BadItem, Domain, Item, Manifest, Progress, Row, decode_label
-from raydelta.data.simulator import Look, simulate
 from raydelta.data.tables import Table, read_table
-from raydelta.data.writing import check_target, encode_jpeg, encode_label, write_dataset
+from raydelta.data.taxonomy import IGNORE, Taxonomy, get_taxonomy
+from raydelta.data.writing import check_target, write_dataset
 from raydelta.errors import UserError
 from raydelta.storage import absolute, read_bytes, without_secrets
-from raydelta.taxonomy import IGNORE, Taxonomy, get_taxonomy
 
 ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 PROBED = 6  # labels of each split that are read before the import starts
-ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
-FRAMES_PER_BLOCK = 100
-STAND_IN = "street-stand-in"
-"""Name of the simulated photographs, wherever they are shown."""
-# Every split draws from scenes of its own, and growing one leaves the others as they are.
-FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-SEQUENCES = 4  # per simulated split
-SCENES_PER_SHARD = 50  # few, as rendering costs more than reading and should keep every core busy
-
-
-@dataclass(frozen=True)
-class Format:
-    """A published layout. Patterns as in ``listing``; a label pattern is filled with what the image's has found."""
-
-    images: str
-    labels: str | None
-    table: str | None = None  # what the values in the labels mean: a table; None: they are the taxonomy's own ids
-    taxonomy: str = "camvid11"  # unless the user names another
-    domain: Domain = "real"  # unless the user says otherwise
-    read_label: ReadLabel = read_ids
-    sequence: Callable[[str], str] = sequence_of
-    unlabelled: tuple[str, ...] = ()  # splits whose labels are dummies
-    only_labelled: bool = False  # folders without labels are no splits
-
-
-def _block_of(identifier: str) -> str:
-    """Frames without a known sequence, in blocks of consecutive numbers: neighbours may be alike."""
-    folder, _, number = identifier.rpartition("/")
-    if not number.isdecimal():  # the user's own pattern
-        return sequence_of(identifier)
-    block = f"{int(number) // FRAMES_PER_BLOCK:05d}xx"
-    return f"{folder}/{block}" if folder else block
-
-
-def _route_of(identifier: str) -> str:
-    """``SYNTHIA-SEQS-05-SPRING/Stereo_Left/…`` → ``SEQS-05``: all seasons and cameras see the same streets."""
-    match = re.search(r"SEQS-\d+", identifier)
-    return match[0] if match else re.split(r"/?Stereo_", identifier)[0] or "all"
-
-
-def _folder_of(identifier: str) -> str:
-    return identifier.rpartition("/")[0] or "all"
-
-
-FORMATS = {
-    "cityscapes": Format(
-        images="{any}leftImg8bit/{split}/{path}_leftImg8bit",
-        labels="{any}gtFine/{split}/{path}_gtFine_labelIds",
-        table="cityscapes",
-        taxonomy="cityscapes19",
-        unlabelled=("test",),
-    ),
-    "idd": Format(
-        images="{any}leftImg8bit/{split}/{path}_leftImg8bit",
-        labels="{any}gtFine/{split}/{path}_gtFine_labellevel3Ids",
-        table="idd",
-        taxonomy="cityscapes19",
-        sequence=_folder_of,
-    ),
-    "synthia-rand": Format(
-        images="{folder}RGB/{number}",
-        labels="{folder}GT/LABELS/{number}",
-        table="synthia-rand",
-        taxonomy="cityscapes19",
-        domain="synthetic",
-        read_label=read_first_channel,
-        sequence=_block_of,
-    ),
-    "synthia-seqs": Format(
-        images="{folder}RGB/{camera}/{number}",
-        labels="{folder}GT/LABELS/{camera}/{number}",
-        table="synthia-seqs",
-        taxonomy="cityscapes19",
-        domain="synthetic",
-        read_label=read_first_channel,
-        sequence=_route_of,
-    ),
-    "synthia-sf": Format(
-        images="{folder}RGBLeft/{name}",
-        labels="{folder}GTLeft/{name}",
-        table="synthia-sf",
-        taxonomy="cityscapes19",
-        domain="synthetic",
-        read_label=read_first_channel,
-        sequence=_folder_of,
-    ),
-    "gta5": Format(
-        images="{folder}images/{number}",
-        labels="{folder}labels/{number}",
-        table="gta5",
-        taxonomy="cityscapes19",
-        domain="synthetic",
-        sequence=_block_of,
-    ),
-    "camvid": Format(images="{split}/{name}", labels="{split}annot/{name}", table="camvid", only_labelled=True),
-    "carla": Format(
-        images="{folder}CameraRGB/{path}",
-        labels="{folder}CameraSeg/{path}",
-        table="carla",
-        taxonomy="cityscapes19",
-        domain="synthetic",
-        read_label=read_red_or_colours,
-    ),
-    "folder": Format(images="images/{split}/{path}", labels="labels/{split}/{path}"),
-}
-FORMATS["carla-0.9.14"] = replace(FORMATS["carla"], table="carla-0.9.14")
 
 
 def import_dataset(
@@ -389,53 +269,3 @@ def _probe(
                 "wrong id table; compare the contact sheet (raydelta data show), --kind and --ids",
                 stacklevel=3,
             )
-
-
-def simulate_dataset(
-    look: Look,
-    target: str | Path,
-    *,
-    counts: Mapping[str, int],
-    width: int,
-    height: int,
-    seed: int = 0,
-    progress: Progress = lambda done, total, note: None,
-) -> Manifest:
-    """Make a data set with the built-in simulator: ``synthetic``, or ``street`` as the stand-in for photographs.
-
-    Args:
-        counts: images per split (train, val, test); the splits share no scene.
-        width, height: of the images, in pixels.
-    """
-    if look not in get_args(Look):
-        raise UserError(f"look {look!r}: one of {', '.join(get_args(Look))}")
-    splits = {}
-    for split, count in counts.items():
-        if split not in FIRST_SCENE:
-            raise UserError(f"split {split!r}: a simulated set has {', '.join(FIRST_SCENE)}")
-        first = FIRST_SCENE[split]
-        splits[split] = [
-            Item(
-                f"{look}-{first + index:07d}", f"{look}-{split}-{index * SEQUENCES // count}", str(first + index), None
-            )
-            for index in range(count)
-        ]
-    return write_dataset(
-        target,
-        splits,
-        partial(encode_scene, look=look, width=width, height=height, seed=seed),
-        name="simulated" if look == "synthetic" else STAND_IN,
-        domain="synthetic" if look == "synthetic" else "real",
-        taxonomy=get_taxonomy("camvid11"),
-        source=f"built-in simulator, look {look!r}",
-        options={"width": width, "height": height, "seed": seed},
-        rows_per_shard=SCENES_PER_SHARD,
-        progress=progress,
-    )
-
-
-def encode_scene(item: Item, look: Look, width: int, height: int, seed: int) -> Row:
-    """Render one scene of the simulator; ``item.image`` is its index."""
-    image, mask = simulate(int(item.image), seed=seed, look=look, width=width, height=height)
-    encoded = encode_jpeg(Image.fromarray(image))
-    return Row(id=item.id, sequence=item.sequence, image=encoded, label=encode_label(mask), height=height, width=width)

@@ -7,20 +7,16 @@ set (it has a manifest) is used where it lies.
 import warnings
 from pathlib import Path
 
-from raydelta.config import Config, override
-from raydelta.data.importers import detect_listing, import_dataset, simulate_dataset
+from raydelta.config import BUILT_IN, Config, override
+from raydelta.data.importers import detect_listing, import_dataset
 from raydelta.data.listing import list_pictures
 from raydelta.data.shards import MANIFEST, BadItem, Domain, Manifest, list_ids, read_manifest
-from raydelta.data.simulator import VERSION as SIMULATOR_VERSION
-from raydelta.data.simulator import Look
+from raydelta.data.simulator.dataset import simulate_dataset
+from raydelta.data.simulator.scene import VERSION as SIMULATOR_VERSION
+from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.progress import Progress
-from raydelta.stages import fingerprint
-from raydelta.storage import is_remote
-from raydelta.taxonomy import Taxonomy
-
-BUILT_IN: dict[str, Look] = {"simulated": "synthetic", "street": "street"}
-"""Name in the config → look of the simulator. ``street`` is the stand-in for photographs."""
+from raydelta.storage import fingerprint, is_remote
 
 
 def prepare_data(config: Config, runs: Path) -> Config:

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.errors import UserError
 from raydelta.storage import absolute, join, open_address, open_file_address, without_secrets
-from raydelta.taxonomy import IGNORE, Taxonomy
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from raydelta.compute.device import Place
 from raydelta.data.shards import decode, read_groups, read_manifest, read_rows, shard_paths
-from raydelta.place import Place
 
 PIECE = 64  # rows that come from Ray Data at once, at least
 BATCHES_AHEAD = 8

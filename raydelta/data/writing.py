@@ -41,9 +41,9 @@ from raydelta.data.shards import (
     count_pixels,
     is_plain,
 )
+from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.storage import BUFFER, absolute, is_remote, open_address, upload, without_secrets
-from raydelta.taxonomy import Taxonomy
 
 
 class _Job(Record):
@@ -215,7 +215,7 @@ def _run_jobs(
     progress: Progress,
 ) -> dict[str, tuple[Shard, Footer]]:
     """Write all shards in parallel; their records by file, in the order of the jobs."""
-    from raydelta.cluster import ensure_ray
+    from raydelta.compute.cluster import ensure_ray
 
     ensure_ray()  # before Ray is imported, which reads its settings then
     import ray.data  # a second of import that readers of a manifest need not pay

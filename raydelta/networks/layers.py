@@ -44,3 +44,8 @@ def initialise(network: nn.Module) -> None:
 
 def _cast(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """The network with its weights and statistics fixed; gradients still pass through to its input."""
+    return network.eval().requires_grad_(False)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from raydelta.config import AugmentConfig
 from raydelta.data.augment import build_augment, build_colour, to_float, to_uint8
-from raydelta.taxonomy import IGNORE
+from raydelta.data.taxonomy import IGNORE
 
 torch.set_num_threads(1)
 

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from raydelta.data import checking, shards
-from raydelta.data.importers import FORMATS, detect, import_dataset
+from raydelta.data.formats import FORMATS
+from raydelta.data.importers import detect, import_dataset
 from raydelta.data.shards import BadItem
 from raydelta.data.tables import read_table
+from raydelta.data.taxonomy import IGNORE, get_taxonomy
 from raydelta.errors import UserError
-from raydelta.taxonomy import IGNORE, get_taxonomy
 
 WIDTH, HEIGHT = 24, 16
 ORIGINAL = Path(__file__).parents[2] / "../shared/data/original"

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from raydelta.data import checking, shards
-from raydelta.data.importers import detect, import_dataset, simulate_dataset
+from raydelta.data.importers import detect, import_dataset
 from raydelta.data.shards import BadItem
-from raydelta.data.simulator import simulate
+from raydelta.data.simulator.dataset import simulate_dataset
+from raydelta.data.simulator.scene import simulate
+from raydelta.data.taxonomy import CAMVID11
 from raydelta.errors import UserError
-from raydelta.taxonomy import CAMVID11
 
 CAMVID = Path(__file__).parents[2] / "../shared/data/original/camvid"
 WIDTH, HEIGHT = 24, 16

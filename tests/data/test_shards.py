@@ -18,8 +18,8 @@ from PIL import Image
 
 from raydelta.data import checking, shards, writing
 from raydelta.data.shards import BadItem, Item, Manifest, Row
+from raydelta.data.taxonomy import CAMVID11
 from raydelta.errors import UserError
-from raydelta.taxonomy import CAMVID11
 
 WIDTH, HEIGHT = 24, 16
 SPLITS = {

@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from raydelta.data.simulator import simulate
+from raydelta.data.simulator.scene import simulate
+from raydelta.data.taxonomy import CAMVID11
 from raydelta.errors import UserError
-from raydelta.taxonomy import CAMVID11
 
 LOOKS = ("synthetic", "street")
 DIGEST = """
 import hashlib
-from raydelta.data.simulator import simulate
+from raydelta.data.simulator.scene import simulate
 for look in ("street", "synthetic"):
     print(hashlib.sha256(b"".join(part.tobytes() for part in simulate(5, seed=3, look=look))).hexdigest())
 """

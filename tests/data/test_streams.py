@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from raydelta.compute.device import Place
 from raydelta.data.shards import Item, Row
 from raydelta.data.streams import Images, MemoryStream, RayStream, draw_batches, load_images, scan_rows, stream_rows
+from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.data.writing import encode_label, write_dataset
-from raydelta.place import Place
-from raydelta.taxonomy import IGNORE, Taxonomy
 
 torch.set_num_threads(1)
 

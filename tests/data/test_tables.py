@@ -7,8 +7,8 @@ import pytest
 from raydelta.data import checking
 from raydelta.data.importers import import_dataset
 from raydelta.data.tables import Table, read_table, shipped_tables
+from raydelta.data.taxonomy import BUILT_IN, IGNORE
 from raydelta.errors import UserError
-from raydelta.taxonomy import BUILT_IN, IGNORE
 from tests.data.test_formats import photo, plain
 
 

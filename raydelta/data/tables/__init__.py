@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raydelta.data.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy, map_names, plain_name
 from raydelta.errors import UserError
-from raydelta.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy, map_names, plain_name
 
 FOLDER = Path(__file__).parent
 NO_CLASS = {"void", "unlabeled", "unlabelled", "reserved"}

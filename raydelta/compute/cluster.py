@@ -1,0 +1,230 @@
+"""The Ray cluster that a command runs on: the running one if there is one, else a private one on this machine."""
+
+import contextlib
+import importlib
+import logging
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raydelta.errors import UserError
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere,
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:1",  # not even that they are off, which ray start reports once
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the environment as it is
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the pace at which the controller takes reports
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us as KeyboardInterrupt
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+"""Ray's own knobs; what the user has set stays."""
+
+TOKEN = Path("~/.ray/auth_token")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on, with what its autoscaler may add."""
+
+    nodes: int  # that run now
+    resources: tuple[dict[str, float], ...]  # of each node, those included that the autoscaler may start
+    dashboard: str | None
+    logs: Path
+
+    @property
+    def cpus(self) -> int:
+        return int(sum(node.get("CPU", 0) for node in self.resources))
+
+    @property
+    def gpus(self) -> int:
+        return int(sum(node.get("GPU", 0) for node in self.resources))
+
+
+def set_defaults() -> None:
+    """Ray's settings, for whatever the user has not set; before Ray is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if TOKEN.expanduser().exists():  # Ray reads the mode when it is imported; a cluster that was started here has it on
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def make_token() -> None:
+    """The token of this machine's clusters, for its owner alone: Ray itself would write it readable for all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = TOKEN.expanduser()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(descriptor, secrets.token_hex(32).encode())
+            os.close(descriptor)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise UserError(f"{TOKEN}: cannot be written for its owner alone: {error.strerror}") from error
+
+
+def token_header() -> dict[str, str]:
+    """What a request to a cluster's dashboard carries; nothing where authentication is off."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return {}
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
+    try:
+        token = os.environ.get("RAY_AUTH_TOKEN") or path.expanduser().read_text().strip()
+    except OSError as error:
+        raise UserError(f"{path}: the cluster's token cannot be read: {error.strerror}; put it there") from error
+    return {"Authorization": f"Bearer {token}"}
+
+
+def ensure_ray() -> Cluster:
+    """Join the running cluster (``RAY_ADDRESS``, or one that ``ray start`` started here), or start a private one.
+
+    Raises:
+        UserError: ``RAY_ADDRESS`` is set but nothing answers there.
+    """
+    set_defaults()
+    import ray
+
+    if not ray.is_initialized():
+        # Ray says at every start that its token authentication is on; so do our docs.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+        quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
+        address = running_address()
+        if address and address.startswith("ray://"):
+            raise UserError(f"RAY_ADDRESS = {address}: no Ray client addresses; run on a node of the cluster itself")
+        if address and address != "auto" and not _listens(address):  # Ray itself would wait for minutes
+            raise UserError(f"RAY_ADDRESS = {address}: nothing answers there; unset it to run on this machine alone")
+        try:
+            if address:
+                context = ray.init(address, **quiet)
+            else:
+                make_token()
+                context = _start_private(quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            if not address:
+                raise UserError(f"cannot use a private Ray on this machine: {reason}") from error
+            # Ray does not say that it is about the token, and it is if something listens there.
+            hint = f"; is {TOKEN} the cluster's token, on every node?" if isinstance(error, ConnectionError) else ""
+            raise UserError(f"cannot use the Ray cluster at {address}: {reason}{hint}") from error
+        _dashboard[0] = getattr(context, "dashboard_url", None)
+    return Cluster(
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        resources=tuple(capacity()),
+        dashboard=f"http://{_dashboard[0]}" if _dashboard[0] else None,
+        logs=Path(ray._private.worker._global_node.get_logs_dir_path()),
+    )
+
+
+def _start_private(settings: dict[str, Any]) -> Any:
+    """Start a Ray of this command's own whose processes know its address.
+
+    Ray Train's cleaner looks for it, and where another command runs a Ray it would find two and give up: the workers of
+    a trial that was ended would keep their CPUs for ever.
+    """
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    os.environ.update(told)  # inherited by all that starts now
+    try:
+        return ray.init("local", include_dashboard=True, **settings)
+    finally:
+        for name in told:
+            del os.environ[name]
+
+
+def capacity() -> list[dict[str, float]]:
+    """The resources of every node: of those that run, or of all that the autoscaler may start beside the head."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    file = Path("~/ray_bootstrap_config.yaml").expanduser()  # where ray up puts it on the head, for the autoscaler
+    if not file.exists():
+        return nodes
+    config = yaml.safe_load(file.read_text())
+    added = [
+        kind["resources"]
+        for name, kind in config["available_node_types"].items()
+        for _ in range(kind.get("max_workers", 0))
+        if name != config["head_node_type"] and kind["resources"]
+    ]
+    added.sort(key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), reverse=True)
+    heads = [node for node in nodes if "node:__internal_head__" in node]
+    possible = heads + added[: config["max_workers"]]
+    return possible if len(possible) > len(nodes) else nodes
+
+
+def choose_preset(preset: str | None, cluster: Cluster) -> str:
+    """The preset that was asked for; else ``gpu`` where the cluster has one.
+
+    Raises:
+        UserError: ``gpu`` was asked for, and there is none.
+    """
+    if preset == "gpu" and not cluster.gpus:
+        raise UserError("--preset gpu, but the cluster has no GPU and cannot start one; --preset laptop runs on CPUs")
+    return preset or ("gpu" if cluster.gpus else "laptop")
+
+
+def warm_up() -> None:
+    """Let a worker process import torch and the rest while the driver still prepares the data."""
+    import ray
+
+    def import_all() -> None:
+        for name in ("raydelta.workers", "segmentation_models_pytorch"):
+            importlib.import_module(name)
+
+    ray.remote(num_cpus=1)(import_all).remote()
+
+
+_dashboard: list[str | None] = [None]
+
+
+def running_address() -> str | None:
+    """The cluster that a command joins: ``RAY_ADDRESS``, or one that ``ray start`` runs on this machine; else None."""
+    return os.environ.get("RAY_ADDRESS") or _running_here()
+
+
+def _running_here() -> str | None:
+    """The address of the Ray that ``ray start`` runs on this machine, if it still listens.
+
+    Ray leaves the file that names it behind when it is killed. A private Ray of another process is not in it.
+    """
+    from ray._private.utils import read_ray_address
+
+    address = read_ray_address()
+    return address if address and _listens(address) else None
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def node_leaves() -> bool:
+    """Whether the node of this process is being drained, as when a spot instance gets its notice."""
+    import ray
+
+    if not ray.is_initialized():
+        return False
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()

@@ -1,0 +1,98 @@
+"""The device of a training process: rank, precision, and what depends on them (DDP wrapper, sums over the ranks)."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from raydelta.config import Config
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of ``world`` data-parallel processes."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    dtype: torch.dtype = torch.float32  # of convolutions; losses and weights stay fp32
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network as its training forward must call it: in a DDP wrapper of its own if there are several ranks.
+
+        Its batch norms then see the batch of all ranks: what is learnt does not depend on how many there are.
+        """
+        if self.world == 1:
+            return network
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # only its forward changes, weights and names stay
+                module.__class__ = type("SharedBatchNorm", (_SharedBatchNorm, type(module)), {})
+        return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks. Collective: every rank must call it."""
+        if self.world > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value
+
+    def total_with_gradient(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, for a loss that is no sum itself. Collective.
+
+        The gradient is that of this rank's part times the world, as DDP averages gradients over the ranks.
+        """
+        return self.total(value.detach()) + self.world * (value - value.detach())
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """Makes a batch norm see the batches of all ranks, which are of one size.
+
+    ``nn.SyncBatchNorm`` knows no CPU, and drops the activation that is part of timm's norms.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        x, dimensions, world = images.float(), (0, 2, 3), torch.distributed.get_world_size()
+        mean = all_reduce(x.mean(dimensions)) / world
+        variance = all_reduce((x - mean[:, None, None]).square().mean(dimensions)) / world
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            count = world * images.numel() / len(mean)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        x = (x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(images.dtype)
+        for name in ("drop", "act"):  # of timm's norms
+            x = self._modules[name](x) if name in self._modules else x  # type: ignore[misc]
+        return x
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 where asked for, or with ``auto`` where the hardware has bf16 matrix units; else fp32."""
+    if precision == "auto":
+        precision = "bf16" if has_bf16_units(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 multiplies faster than fp32 there (Ampere and later; AVX512-BF16 or AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    return any(cast(bool, check()) for check in supported)
+
+
+def find_place(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Place:
+    """The place of this process: the first GPU it may use, else the CPU."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "tf32"
+    return Place(device, rank, world, choose_dtype(config.compute.precision, device))

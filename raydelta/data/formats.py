@@ -1,0 +1,110 @@
+"""The published layouts that ``raydelta data import`` knows, one entry of ``FORMATS`` each."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from raydelta.data.listing import sequence_of
+from raydelta.data.reading import ReadLabel, read_first_channel, read_ids, read_red_or_colours
+from raydelta.data.shards import Domain
+
+ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
+FRAMES_PER_BLOCK = 100
+
+
+@dataclass(frozen=True)
+class Format:
+    """A published layout. Patterns as in ``listing``; a label pattern is filled with what the image's has found."""
+
+    images: str
+    labels: str | None
+    table: str | None = None  # what the values in the labels mean: a table; None: they are the taxonomy's own ids
+    taxonomy: str = "camvid11"  # unless the user names another
+    domain: Domain = "real"  # unless the user says otherwise
+    read_label: ReadLabel = read_ids
+    sequence: Callable[[str], str] = sequence_of
+    unlabelled: tuple[str, ...] = ()  # splits whose labels are dummies
+    only_labelled: bool = False  # folders without labels are no splits
+
+
+def block_of(identifier: str) -> str:
+    """Frames without a known sequence, in blocks of consecutive numbers: neighbours may be alike."""
+    folder, _, number = identifier.rpartition("/")
+    if not number.isdecimal():  # the user's own pattern
+        return sequence_of(identifier)
+    block = f"{int(number) // FRAMES_PER_BLOCK:05d}xx"
+    return f"{folder}/{block}" if folder else block
+
+
+def route_of(identifier: str) -> str:
+    """``SYNTHIA-SEQS-05-SPRING/Stereo_Left/…`` → ``SEQS-05``: all seasons and cameras see the same streets."""
+    match = re.search(r"SEQS-\d+", identifier)
+    return match[0] if match else re.split(r"/?Stereo_", identifier)[0] or "all"
+
+
+def folder_of(identifier: str) -> str:
+    return identifier.rpartition("/")[0] or "all"
+
+
+FORMATS = {
+    "cityscapes": Format(
+        images="{any}leftImg8bit/{split}/{path}_leftImg8bit",
+        labels="{any}gtFine/{split}/{path}_gtFine_labelIds",
+        table="cityscapes",
+        taxonomy="cityscapes19",
+        unlabelled=("test",),
+    ),
+    "idd": Format(
+        images="{any}leftImg8bit/{split}/{path}_leftImg8bit",
+        labels="{any}gtFine/{split}/{path}_gtFine_labellevel3Ids",
+        table="idd",
+        taxonomy="cityscapes19",
+        sequence=folder_of,
+    ),
+    "synthia-rand": Format(
+        images="{folder}RGB/{number}",
+        labels="{folder}GT/LABELS/{number}",
+        table="synthia-rand",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_first_channel,
+        sequence=block_of,
+    ),
+    "synthia-seqs": Format(
+        images="{folder}RGB/{camera}/{number}",
+        labels="{folder}GT/LABELS/{camera}/{number}",
+        table="synthia-seqs",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_first_channel,
+        sequence=route_of,
+    ),
+    "synthia-sf": Format(
+        images="{folder}RGBLeft/{name}",
+        labels="{folder}GTLeft/{name}",
+        table="synthia-sf",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_first_channel,
+        sequence=folder_of,
+    ),
+    "gta5": Format(
+        images="{folder}images/{number}",
+        labels="{folder}labels/{number}",
+        table="gta5",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        sequence=block_of,
+    ),
+    "camvid": Format(images="{split}/{name}", labels="{split}annot/{name}", table="camvid", only_labelled=True),
+    "carla": Format(
+        images="{folder}CameraRGB/{path}",
+        labels="{folder}CameraSeg/{path}",
+        table="carla",
+        taxonomy="cityscapes19",
+        domain="synthetic",
+        read_label=read_red_or_colours,
+    ),
+    "folder": Format(images="images/{split}/{path}", labels="labels/{split}/{path}"),
+}
+FORMATS["carla-0.9.14"] = replace(FORMATS["carla"], table="carla-0.9.14")

@@ -1,0 +1,109 @@
+"""The model card of an exported folder: what it was trained on, what it scored, how it is called, what it cannot.
+
+Everything in it is read from the run and the tables beside it; nothing is computed anew.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raydelta.data.shards import read_manifest
+from raydelta.deploy.model import Deployed
+from raydelta.results.evaluate import count_labels, device_hours, method_of
+from raydelta.results.table import Row, read_table
+from raydelta.storage import write_atomically
+from raydelta.training.job import Job
+from raydelta.version import __version__
+
+USE = """\
+```python
+import raydelta
+ids = raydelta.load("FOLDER")(images)            # uint8 (N, H, W, 3) RGB -> uint8 (N, H, W); .logits(images) too
+
+import onnxruntime
+ids, logits = onnxruntime.InferenceSession("model.onnx").run(None, {"images": images.numpy()})
+
+import torch
+ids, logits = torch.export.load("model.pt2").module()(images)
+```"""
+
+
+def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the card of a job's model.
+
+    Args:
+        checks: the fields of each ``export.Check``.
+    """
+    config, data = model.config, job.config.data
+    train, validation = count_labels(job)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    classes = "\n".join(f"| {number} | {name} |" for number, name in enumerate(config.taxonomy.classes))
+    checked = "\n".join(
+        f"| {c['model']} | {c['width']}×{c['height']} | {c['agreement']:.3%} | {c['deviation']:.1e} | "
+        f"{c['seconds']:.3f} | {c['torch_seconds']:.3f} |"
+        for c in checks
+    )
+    sections = [
+        f"# {config.run}",
+        f"Semantic segmentation of photographs: *{method_of(job)}*, made by raydelta {__version__}. "
+        f"{parameters:,} parameters, fp32.",
+        "## Use",
+        "Input: RGB, 0 to 255, any number and size of upright photographs; resizing and scaling are inside. Output: "
+        "the id of the likeliest class of every pixel.",
+        USE,
+        "## Data",
+        _data_table(job),
+        f"Labelled photographs: {train} to train, {validation} to validate (to choose settings; part of the cost).",
+        "## Figures",
+        _figures(job),
+        "## Classes",
+        f"Taxonomy {config.taxonomy.name}.",
+        f"| id | class |\n| --- | --- |\n{classes}",
+        "## Check of the export",
+        "Share of the pixels that get the same id as from the model in torch, by how much logits differ at most, and "
+        "median seconds of one image on one CPU thread of the machine that exported it.",
+        f"| file | size | same ids | logits | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{checked}",
+        "## Limits",
+        f"- Trained on images of {data.width}×{data.height} pixels; a photograph is resized to that height in its own "
+        "aspect ratio. Things that are tiny at that size are not seen.\n"
+        "- Figures hold for photographs like those of the test split. Another camera, city, season or weather may do "
+        "worse, and nothing in the output says so.\n"
+        "- Every pixel gets a class, also what belongs to none of them.\n"
+        "- Not for decisions on which safety depends.",
+        "## Licence",
+        "The code is raydelta's, Apache-2.0. Whether these weights may be used or passed on depends on the licences of "
+        "the data sets above, which raydelta does not know: that is for you to find out.",
+    ]
+    write_atomically(path, "\n\n".join(sections) + "\n")
+
+
+def _data_table(job: Job) -> str:
+    lines = ["| data set | domain | split | images | labelled |", "| --- | --- | --- | --- | --- |"]
+    for uri in (job.config.data.synthetic, job.config.data.real):
+        manifest = read_manifest(uri)
+        for name, split in manifest.splits.items():
+            lines.append(f"| {manifest.name} | {manifest.domain} | {name} | {split.rows} | {split.labelled} |")
+    return "\n".join(lines)
+
+
+def find_rows(job: Job) -> list[Row]:
+    """The job's rows in its own table or in that of a sweep beside it; no other has the same device time."""
+    hours = device_hours(job)
+    for table in [job.directory / "table.json", *sorted(job.directory.parent.glob("tune-*/table.json"))]:
+        rows = read_table(table.parent) if table.exists() else []
+        own = [row for row in rows if math.isclose(row.device_hours, hours) and row.seed == job.config.seed]
+        if own:
+            return own
+    return []
+
+
+def _figures(job: Job) -> str:
+    rows = find_rows(job)
+    if not rows:
+        return "Not evaluated: `raydelta evaluate RUN` before `raydelta export` puts them here."
+    lines = ["| photographs | split | images | mIoU % |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row.real} | {row.split} | {row.images} | {row.miou:.1f} |" for row in rows]
+    present = {name: iou for name, iou in rows[0].per_class.items() if iou is not None}
+    each = ", ".join(f"{name} {iou:.0f}" for name, iou in present.items())
+    return "\n".join(lines) + f"\n\nIoU of each class on {rows[0].split}, percent: {each}."

@@ -1,0 +1,187 @@
+"""``raydelta export``: a trained model for other programs (ONNX, torch.export), checked on photographs, with its card.
+
+The folder appears whole or not at all. Not here: the model itself, and reading the folder again (deploy), and what the
+card says (card).
+"""
+
+import io
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.fx.experimental import _config
+
+from raydelta.data.prepare import evaluation_split
+from raydelta.data.shards import list_ids, read_manifest, read_rows
+from raydelta.deploy.card import write_card
+from raydelta.deploy.model import WEIGHTS, Deployed, build, load, save
+from raydelta.errors import UserError
+from raydelta.training.job import find_job
+
+ONNX, PROGRAM = "model.onnx", "model.pt2"
+CHECKED = 8  # photographs, at most
+AGREEMENT = 0.999  # share of the pixels on which an exported model has to say the same as load()
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one exported model did on the photographs of one size, beside the model itself in torch."""
+
+    model: str
+    width: int
+    height: int
+    agreement: float  # share of the pixels with the same id
+    deviation: float  # of the logits, at most
+    seconds: float  # of an image, on one thread of this machine's CPU
+    torch_seconds: float
+
+
+class _Program(nn.Module):
+    """Photographs uint8 (N, H, W, 3) → ids uint8 (N, H, W) and logits (N, C, H, W)."""
+
+    def __init__(self, model: Deployed) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model.logits(images)
+        return logits.max(1).indices.byte(), logits
+
+
+def export(run: Path, out: Path, method: str | None = None) -> list[Check]:
+    """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
+
+    Args:
+        method: which row of a sweep; its best translator, if None.
+
+    Raises:
+        UserError: no finished training, the folder is there already, an extra is missing, or what was exported says
+            something else than the model.
+    """
+    out = out.expanduser().resolve()
+    if out.exists():
+        raise UserError(f"{out}: is there already; choose a new folder")
+    _import_onnx()
+    job = find_job(run, method)
+    model = build(job)
+    sizes = [_photographs(job.config.data.real, scale) for scale in (1.0, 0.75)]
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        save(model, beside)
+        _write_programs(model, beside)
+        checks = [check for images in sizes for check in _check(model, beside, images)]
+        write_card(job, model, [vars(check) for check in checks], beside / "README.md")
+        beside.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return checks
+
+
+def _write_programs(model: Deployed, folder: Path) -> None:
+    """Trace once, for any number and size of photographs."""
+    dynamic = torch.export.Dim.DYNAMIC
+    example = torch.zeros(2, model.config.height + 9, 2 * model.config.width + 5, 3, dtype=torch.uint8)
+    oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    # Oblivious: else sizes of 1 are taken for another program. Warnings are about the innards of the exporter.
+    with torch.no_grad(), oblivious, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(
+                _Program(model), (example,), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},), strict=False
+            )
+            torch.export.save(program, folder / PROGRAM)
+            names = {"input_names": ["images"], "output_names": ["ids", "logits"]}
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
+        except Exception as error:  # the exporters know no common one; an architecture may not be traceable
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{model.config.run}: torch cannot export its network ({type(error).__name__}: {reason}); "
+                "raydelta.load and raydelta predict take it as it is"
+            ) from error
+    assert exported is not None
+    exported.save(folder / ONNX)
+
+
+def _photographs(uri: str, scale: float) -> Tensor:
+    """The first photographs of a data set, of the size of the very first times ``scale``: uint8 (N, H, W, 3)."""
+    split = evaluation_split(read_manifest(uri)) or "train"
+    ids = [sample.id for sample in list_ids(uri, split)[:CHECKED]]
+    images = [Image.open(io.BytesIO(data)) for data in read_rows(uri, split, ids=ids)["image"].to_pylist()]
+    width, height = (round(scale * pixels) for pixels in images[0].size)
+    return torch.from_numpy(np.stack([np.asarray(image.resize((width, height))) for image in images]))
+
+
+def _check(model: Deployed, folder: Path, images: Tensor) -> list[Check]:
+    """Compare what lies in the folder with the model.
+
+    Raises:
+        UserError: it says something else.
+    """
+    program, session = torch.export.load(folder / PROGRAM).module(), _import_onnx()
+    options = session.SessionOptions()
+    options.intra_op_num_threads = 1
+    onnx = session.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+    again, threads = _Program(load(folder)), torch.get_num_threads()
+    runs: dict[str, Callable[[Tensor], Any]] = {
+        ONNX: lambda image: map(torch.from_numpy, onnx.run(["ids", "logits"], {"images": image.numpy()})),
+        PROGRAM: program,
+        WEIGHTS: again,
+    }
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            true_ids, true_logits, torch_seconds = _timed(_Program(model), images)
+            checks = []
+            for name, run in runs.items():
+                ids, logits, seconds = _timed(run, images)
+                agreement = float((ids == true_ids).float().mean())
+                deviation = float((logits - true_logits).abs().max())
+                size = images.shape[2], images.shape[1]
+                checks.append(Check(name, *size, agreement, deviation, seconds, torch_seconds))
+    finally:
+        torch.set_num_threads(threads)
+    for check in checks:
+        if check.agreement < AGREEMENT:
+            raise UserError(
+                f"{model.config.run}: exported as {check.model} it says the same as in torch on only "
+                f"{check.agreement:.2%} of the pixels of {len(images)} photographs; {AGREEMENT:.1%} are needed, so "
+                "nothing was written; try other versions of torch and onnxruntime"
+            )
+    return checks
+
+
+def _timed(run: Callable[[Tensor], Any], images: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The ids and logits of every image, asked one by one, and the median of the seconds."""
+    run(images[:1])  # the first is slower
+    ids, logits, seconds = list[Tensor](), list[Tensor](), list[float]()
+    for image in images:
+        start = time.perf_counter()
+        found = run(image[None])
+        seconds.append(time.perf_counter() - start)
+        for kept, one in zip((ids, logits), found, strict=True):
+            kept.append(one)
+    return torch.cat(ids), torch.cat(logits), median(seconds)
+
+
+def _import_onnx() -> Any:
+    """onnxruntime, where all that ONNX needs is installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"export needs {error.name}: pip install 'raydelta[export]'") from error
+    return onnxruntime

@@ -1,0 +1,104 @@
+"""Evaluation of trained models on the labelled test images: the rows of the table."""
+
+from pathlib import Path
+
+from raydelta.compute.device import find_place
+from raydelta.compute.tasks import get_or_cause
+from raydelta.data.prepare import evaluation_split, unseen_sequences
+from raydelta.data.shards import list_ids, read_manifest
+from raydelta.data.streams import load_images
+from raydelta.progress import Progress
+from raydelta.recipes import ENSEMBLES
+from raydelta.results.table import Row
+from raydelta.training.job import Job, label_ids, read_stage
+from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
+from raydelta.training.trained import load_model
+
+
+def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress) -> list[Row]:
+    """The rows of the table: every method's model on the test images, side by side on the cluster.
+
+    Test labels are read here and in the pictures, after everything is trained and chosen.
+    """
+    import ray
+
+    evaluate = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_job)
+    distinct = {job.directory: (method, job) for method, job in jobs}
+    pending = {evaluate.remote(method, job): directory for directory, (method, job) in distinct.items()}
+    done: dict[Path, list[Row]] = {}
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=0.5)
+        for reference in ready:
+            done[pending.pop(reference)] = get_or_cause(reference)
+        progress.update(len(done), len(distinct), "models")
+    return [row.model_copy(update={"method": method}) for method, job in jobs for row in done[job.directory]]
+
+
+def evaluate_job(method: str, job: Job) -> list[Row]:
+    """One model on the labelled test images, here; unseen sequences also alone, the expert also on synthetic ones."""
+    place = find_place(job.config)
+    data = job.config.data
+    model = load_model(job, place)
+    domains = [("synthetic", data.synthetic)] if job.kind == "expert" else []
+    rows = []
+    for domain, uri in [*domains, ("real", data.real)]:
+        manifest = read_manifest(uri)
+        split = evaluation_split(manifest)
+        if split is None:
+            continue
+        samples = [sample for sample in list_ids(uri, split) if sample.labelled]
+        subsets = {f"synthetic {split}" if domain == "synthetic" else split: [sample.id for sample in samples]}
+        unseen = set(unseen_sequences(uri, split)) if domain == "real" else set()
+        if unseen:
+            names = ", ".join(sorted(unseen)) if len(unseen) <= 2 else "unseen sequences"
+            subsets[f"{split} {names}"] = [sample.id for sample in samples if sample.sequence in unseen]
+        for title, ids in subsets.items():
+            images = load_images(uri, split, (data.width, data.height), ids=ids)
+            classes = manifest.taxonomy.classes
+            confusion = confusion_matrix(model.predict, images, len(classes), place)
+            ious = class_ious(confusion)
+            train, validation = count_labels(job)
+            row = Row(
+                method=method,
+                labels_train=train,
+                labels_val=validation,
+                seed=job.config.seed,
+                real=read_manifest(data.real).name,
+                split=title,
+                device_hours=device_hours(job),
+                start=job.recipe.start if job.recipe else "expert",
+                pretraining=job.config.segmenter.weights,
+                miou=mean_iou(ious),
+                per_class=dict(zip(classes, ious, strict=True)),
+                means=subset_means(dict(zip(classes, ious, strict=True))),
+                images=len(ids),
+                stage=None if job.kind in ENSEMBLES else job.directory.name,
+                confusion=confusion.tolist(),
+            )
+            rows.append(row)
+    return rows
+
+
+def count_labels(job: Job) -> tuple[int, int]:
+    """What a row cost: labels trained on, and labels by which settings were chosen (of translators alone)."""
+    if job.kind == "expert":
+        return 0, 0
+    trained = {name for each in [*job.parents, job] for name in label_ids(each)[0]}
+    chosen = label_ids(job)[1] if any(each.kind == "translator" for each in [*job.parents, job]) else []
+    return len(trained), len(chosen)
+
+
+def device_hours(job: Job) -> float:
+    """Hours of one device for the row: its own training and all that it builds on, the expert included."""
+    built_on = {each.directory for each in [*job.parents, job]} | ({job.expert} if job.expert else set())
+    stages = [read_stage(directory) for directory in built_on]  # an ensemble has no stage of its own
+    return sum(stage["metrics"]["device_seconds"] for stage in stages if stage is not None) / 3600
+
+
+def method_of(job: Job) -> str:
+    """What the table calls a job's row."""
+    if job.kind == "expert":
+        return "synthetic only"
+    unguided = job.kind == "translator" and job.config.guidance.weight == 0
+    name = {"translator": "unguided" if unguided else "guided"}.get(job.kind, job.kind)
+    return f"{name}, shuffled labels" if job.config.labels.shuffle and not unguided else name

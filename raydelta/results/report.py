@@ -1,0 +1,199 @@
+"""``raydelta report``: everything that is known of a run, gathered into one HTML file that needs nothing else.
+
+A run is a sweep's directory or a training's, finished or not: the page shows what there is, and says what is missing
+and which command brings it. Not here: what stands in each section (sections), charts (charts) and pictures (gallery).
+"""
+
+import functools
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from pydantic import BaseModel
+
+from raydelta.errors import UserError
+from raydelta.results import sections
+from raydelta.results.charts import CURVES, to_json
+from raydelta.results.gallery import Gallery, draw_gallery_here
+from raydelta.results.label_curve import sum_up
+from raydelta.results.sections import Page, Training
+from raydelta.results.sweep import RUN, read_sweep, read_trials
+from raydelta.results.table import Row, read_table
+from raydelta.storage import write_atomically
+from raydelta.training import checkpoint
+from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.job import Job, read_job, read_stage
+from raydelta.version import __version__
+
+PAGE = "report.html"
+RENEW = "The same raydelta tune again renews it, and trains nothing again."
+
+Draw = Callable[[Job], Gallery]
+
+
+def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:
+    """Write ``report.html`` into the directory of a sweep or a training, and say where.
+
+    Args:
+        draw: makes the gallery of a finished training.
+
+    Raises:
+        UserError: the directory is no run, or one that this version cannot read.
+    """
+    run = run.resolve()
+    unfinished = run.parent / "unfinished" / run.name
+    if any((run / name).exists() for name in (RUN, "trials.json", "best.yaml", "sweep")):
+        page = _sweep_page(run, draw)
+    elif (run / "stage.json").exists():
+        page = _training_page(run, draw)
+    elif run.parent.name == "unfinished" and run.is_dir():
+        page = _unfinished_page(run)
+    elif unfinished.is_dir():
+        run, page = unfinished, _unfinished_page(unfinished)
+    else:
+        raise UserError(f"{run}: neither a sweep nor a training of raydelta, finished or not; name its directory")
+    write_atomically(run / PAGE, render(page))
+    return run / PAGE
+
+
+def render(page: Page) -> str:
+    """The page as HTML. All text is escaped but the drawing library's."""
+    environment = Environment(loader=PackageLoader("raydelta.results"), autoescape=True)
+    environment.filters["as_json"] = to_json
+    gallery = page.gallery
+    return environment.get_template("report.html").render(
+        page=page,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=__version__,
+        views=list(gallery.pictures[0].views) if gallery else [],
+        worst=Counter(picture.worst for picture in gallery.pictures).most_common() if gallery else [],
+        charts_json=Markup(to_json(page.charts)),
+        data_json=Markup(to_json({CURVES: page.curves})),
+        bundle=Markup(_bundle()),
+    )
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    import altair
+    import vl_convert
+
+    version = altair.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    return script.replace("</script", "<\\/script")
+
+
+def _sweep_page(run: Path, draw: Draw) -> Page:
+    sweep, trials = read_sweep(run), read_trials(run)
+    page = Page(title=f"Sweep {run.name.removeprefix('tune-')}")
+    if sweep is None:
+        page.missing.append(f"The command and the search space: an older version did not write them down. {RENEW}")
+    if trials and not (run / "trials.json").exists():
+        ended = sum(trial.state != "unfinished" for trial in trials)
+        page.missing.append(
+            f"The rest of the sweep: {ended} of the {len(trials)} trials that have begun have ended. It goes on with "
+            "the same command and --resume."
+        )
+    rows = _read_rows(run, page)
+    if not (run / "table.json").exists():
+        page.missing.append("Table, classes and gallery: the run has not come so far yet, or was stopped.")
+    sections.add_failures(page, trials)
+    sections.add_table(page, rows)
+    if sweep and sweep.space.replay and rows:
+        page.lead += sum_up(sweep.space.replay, sweep.space.table.methods, rows)
+    sections.add_trials(page, trials)
+    trainings = sections.trial_trainings(trials)
+    if sweep:
+        expert = read_curve(run.parent / sweep.expert / CURVE)
+        trainings.append(Training(f"expert/{sweep.expert}", "expert", expert))
+    sections.add_curves(page, [*trainings, *sections.row_trainings(rows, run.parent)])
+    shown = sections.choose_shown(rows)
+    if shown is not None and shown.stage is not None:
+        _add_gallery(page, run.parent / Path(shown.stage).name, f"{sections.label_of(shown)} (seed {shown.seed})", draw)
+    best = run / "best.yaml"
+    if sweep:
+        page.commands.append(("The whole run", sweep.command))
+    if best.exists():
+        again = ["raydelta", "train", "translator", "--runs", str(run.parent), "--config", str(best)]
+        page.commands.append(("The best trial again", shlex.join(again)))
+        page.files.append(("best.yaml: the config of the best trial", best.read_text(errors="replace")))
+    if sweep:
+        page.files += [("The search space", _yaml(sweep.space)), ("The config under all trials", _yaml(sweep.config))]
+    page.commands.append(("This page again", shlex.join(["raydelta", "report", str(run)])))
+    return page
+
+
+def _training_page(run: Path, draw: Draw) -> Page:
+    stage, job = read_stage(run), read_job(run)
+    assert stage is not None
+    page = Page(title=run.name)
+    curve = read_curve(run / CURVE)
+    if not curve:
+        page.missing.append("Its curve: an older version kept only the last report of a training.")
+    if not (run / "table.json").exists():
+        page.missing.append(f"Its test table: {shlex.join(['raydelta', 'evaluate', str(run)])} writes it.")
+    rows = _read_rows(run, page)
+    sections.add_table(page, rows)
+    sections.add_curves(page, [Training(f"{job.kind}/0", run.name, curve or [stage["metrics"]])])
+    _add_gallery(page, run, f"this {job.kind}", draw)
+    _add_training_commands(page, run, job.kind, run / "checkpoint" / "config.yaml")
+    return page
+
+
+def _unfinished_page(run: Path) -> Page:
+    """Of a training that has not ended: its working directory has its curve and its checkpoints."""
+    page = Page(title=f"{run.name}, unfinished")
+    curve = read_curve(run / CURVE)
+    done = f"{curve[-1]['step']} of {curve[-1]['steps']} steps are done" if curve else "it has not reported anything"
+    page.missing.append(
+        f"The end of this training: {done}. The command that began it goes on from its last checkpoint."
+    )
+    kind = run.name.rpartition("-")[0]
+    sections.add_curves(page, [Training(f"{kind}/0", run.name, curve)])
+    checkpoints = checkpoint.list_checkpoints(run)
+    _add_training_commands(page, run, kind, checkpoints[0] / "config.yaml" if checkpoints else None)
+    return page
+
+
+def _add_training_commands(page: Page, run: Path, kind: str, config: Path | None) -> None:
+    if config is not None and config.exists():
+        runs = run.parent.parent if run.parent.name == "unfinished" else run.parent
+        if kind in ("expert", "translator"):
+            command = ["raydelta", "train", kind, "--runs", str(runs), "--config", str(config)]
+            page.commands.append(("The training again", shlex.join(command)))
+        page.files.append(("The config", config.read_text(errors="replace")))
+    page.commands.append(("This page again", shlex.join(["raydelta", "report", str(run)])))
+
+
+def _read_rows(run: Path, page: Page) -> list[Row]:
+    """The rows of the table, if there is one; what they lack is said on the page."""
+    if not (run / "table.json").exists():
+        return []
+    try:
+        rows = read_table(run)
+    except (OSError, ValueError, KeyError, TypeError):  # pydantic's is a ValueError
+        page.missing.append(f"The table: table.json is damaged, or an older version wrote it. {RENEW}")
+        return []
+    if rows and all(row.confusion is None for row in rows):
+        page.missing.append(
+            "Confusion matrix, gallery, and the curves of what stands in the table: an older version did not keep what "
+            f"they need. {RENEW}"
+        )
+    return rows
+
+
+def _add_gallery(page: Page, stage: Path, name: str, draw: Draw) -> None:
+    try:
+        page.gallery, page.gallery_model = draw(read_job(stage)), name
+    except UserError as error:  # the data set or the training is not where it was
+        page.missing.append(f"The gallery: {error}")
+
+
+def _yaml(model: BaseModel) -> str:
+    return yaml.safe_dump(model.model_dump(mode="json", exclude_none=True), sort_keys=False)

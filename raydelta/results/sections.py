@@ -1,0 +1,375 @@
+"""The sections of a report: from the rows of the table, trials and curves to what the template shows.
+
+Not here: where these come from (report), how charts look (charts), and the words around them (templates/report.html).
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from raydelta.data.simulator.dataset import STAND_IN
+from raydelta.errors import UserError
+from raydelta.progress import clock
+from raydelta.results import charts
+from raydelta.results.charts import REFERENCE, Chart, label_of, short
+from raydelta.results.gallery import Gallery
+from raydelta.results.importance import rank_knobs, varied_knobs
+from raydelta.results.label_curve import advise
+from raydelta.results.sweep import Trial
+from raydelta.results.table import Row, Summary, spread_of, summarise
+from raydelta.training.curve import CURVE, read_curve
+
+POINTS = 60  # of a curve, at most; reports between them are gathered
+CONFUSIONS = 5  # named for each line of the table
+SYNTHETIC = "synthetic "  # how the splits of the synthetic set begin
+
+Curve = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training with its curve."""
+
+    id: str  # its kind, a slash, and what tells it from the others of its kind
+    label: str
+    curve: Curve
+
+
+@dataclass
+class Page:
+    """What the template shows; whatever is empty is left out."""
+
+    title: str
+    lead: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # what is not shown, why, and which command brings it
+    tables: list[dict[str, Any]] = field(default_factory=list)  # the main split first
+    methods: list[dict[str, Any]] = field(default_factory=list)  # lines of the table that can be chosen
+    advice: list[tuple[str, str]] = field(default_factory=list)
+    no_advice: str = ""
+    trials: dict[str, Any] | None = None
+    scored: int = 0  # trials with a validation mIoU
+    no_importance: str = ""
+    trainings: list[dict[str, Any]] = field(default_factory=list)
+    training_table: dict[str, Any] | None = None
+    class_table: dict[str, Any] | None = None
+    gallery: Gallery | None = None
+    gallery_model: str = ""
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    files: list[tuple[str, str]] = field(default_factory=list)
+    charts: dict[str, Chart] = field(default_factory=dict)
+    curves: Curve = field(default_factory=list)
+
+
+def add_failures(page: Page, trials: Sequence[Trial]) -> None:
+    """What failed, for the top of the page."""
+    for number, trial in enumerate(trials, start=1):
+        if trial.error is not None:
+            page.failures.append({"what": f"Trial {number}", "error": trial.error, "settings": _settings(trial)})
+
+
+def add_table(page: Page, rows: Sequence[Row]) -> None:
+    """Lead, figures, tables, advice, classes and confusions, from the rows of the table."""
+    splits = list(dict.fromkeys(row.split for row in rows))
+    main = next((split for split in splits if not split.startswith(SYNTHETIC)), None)
+    if main is None:
+        return
+    splits.remove(main)
+    summaries = summarise(rows)
+    shown = [part for part in summaries if part.split == main]
+    tested = [row for row in rows if row.split == main]
+    for split in (main, *splits):
+        page.tables.append(_table([part for part in summaries if part.split == split], rows, split))
+    page.charts["methods-chart"] = charts.methods_chart(shown, tested)
+    _add_lead(page, shown, tested)
+    _add_methods(page, shown, tested)
+    _add_advice(page, shown, tested)
+    _add_classes(page, shown, tested)
+
+
+def choose_shown(rows: Sequence[Row]) -> Row | None:
+    """The row whose training the gallery shows: the guided translator with most labels, else what is best."""
+    real = [row for row in rows if row.stage is not None and not row.split.startswith(SYNTHETIC)]
+    return max(real, key=lambda row: (row.method == "guided", _rank(row), -row.seed), default=None)
+
+
+def add_trials(page: Page, trials: Sequence[Trial]) -> None:
+    """The sweep: parallel coordinates, importance, and all trials as a table."""
+    if not trials:
+        return
+    scored = [trial for trial in trials if trial.miou is not None]
+    knobs = varied_knobs(trials)
+    rows = [
+        [
+            str(number),
+            *(short(trial.overrides.get(knob, "")) for knob in knobs),
+            "" if trial.miou is None else f"{trial.miou:.1f}",
+            str(trial.step),
+            clock(trial.device_seconds),
+            trial.state,
+        ]
+        for number, trial in enumerate(trials, start=1)
+    ]
+    best = max(scored, key=lambda trial: trial.miou or 0, default=None)
+    page.trials = {
+        "caption": "Trials of the sweep, mIoU on the validation labels",
+        "columns": ["trial", *knobs, "mIoU %", "steps", "device time", "state"],
+        "rows": [_line(row, "best" if trial is best else "") for row, trial in zip(rows, trials, strict=True)],
+    }
+    page.scored = len(scored)
+    failed = len(page.failures)
+    page.facts.append(("trials", f"{len(trials)}" + (f", {failed} failed" if failed else "")))
+    if best is not None:
+        page.facts.append(("best trial, validation mIoU", f"{best.miou:.1f} %"))
+    if len(scored) > 1 and knobs:
+        page.charts["trials-chart"] = charts.trials_chart(trials)
+    try:
+        page.charts["importance-chart"] = charts.importance_chart(rank_knobs(trials))
+    except UserError as error:
+        page.no_importance = f"Nothing to say yet: {error}."
+
+
+def trial_trainings(trials: Sequence[Trial]) -> list[Training]:
+    """The trainings of the sweep that have reported something."""
+    return [
+        Training(f"translator/trial {number}", f"trial {number}, {trial.state}: {_settings(trial)}", trial.curve)
+        for number, trial in enumerate(trials, start=1)
+        if trial.curve
+    ]
+
+
+def row_trainings(rows: Sequence[Row], runs: Path) -> list[Training]:
+    """The trainings behind the rows of the table."""
+    stages = {row.stage: row for row in rows if row.stage is not None and row.start and row.method != "synthetic only"}
+    return [
+        Training(
+            f"{'translator' if stage.startswith('translator-') else row.method}/{stage}",
+            f"{label_of(row)}, seed {row.seed}",
+            read_curve(runs / Path(stage).name / CURVE),
+        )
+        for stage, row in stages.items()
+    ]
+
+
+def add_curves(page: Page, trainings: Sequence[Training]) -> None:
+    """The curves, gathered into few points, and a table of where the time went."""
+    known = [training for training in trainings if training.curve]
+    if not known:
+        return
+    # The translator is what a run is about; the expert's mIoU is on synthetic images, and on another scale.
+    chosen = max(known, key=lambda each: (each.id.startswith("translator/"), each.curve[-1].get("miou") or 0))
+    terms: dict[str, None] = {}
+    phases: dict[str, None] = {}
+    lines = []
+    for training in known:
+        page.trainings.append({"id": training.id, "label": training.label, "chosen": training is chosen})
+        whole: dict[str, float] = defaultdict(float)
+        for report in _gather(training.curve):
+            losses = _losses(report)
+            spent = {name: value for name, value in report.items() if name.startswith("seconds_")}
+            terms |= dict.fromkeys(losses)
+            phases |= dict.fromkeys(spent)
+            for name, value in spent.items():
+                whole[name] += value
+            point = {"training": training.id, "step": report["step"], "miou": report.get("miou")}
+            page.curves.append(point | losses | spent)
+        last = training.curve[-1]
+        lines.append((training, last, dict(whole)))
+    page.charts["miou-curves"] = charts.miou_curves()
+    page.charts["loss-curves"] = charts.loss_curves(list(terms))
+    page.charts["phase-chart"] = charts.phase_chart(list(phases))
+    page.training_table = {
+        "caption": "Trainings: how far, how good, and the share of the time in each phase",
+        "columns": ["training", "steps", "validation mIoU %", "device time", *map(_phase, phases)],
+        "rows": [
+            _line(
+                [
+                    training.label,
+                    f"{last['step']} of {last['steps']}",
+                    _number(last.get("miou")),
+                    clock(last.get("device_seconds", 0.0)),
+                    *(f"{whole.get(name, 0.0) / (sum(whole.values()) or 1):.1%}" for name in phases),
+                ]
+            )
+            for training, last, whole in lines
+        ],
+    }
+
+
+def _add_lead(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
+    rivals = [part for part in shown if part.method != "oracle"]
+    best = max(rivals, key=lambda part: part.miou, default=None)
+    if best is not None and len(shown) > 1:
+        labels = f" with {best.labels_train} labels" if best.labels_train else ""
+        photographs = f"{tested[0].images} test photographs of {tested[0].real}"
+        page.lead.append(f"{_capital(best.method)}{labels} stands highest: {best.shown} % mIoU on {photographs}.")
+        page.facts.append(("highest mIoU", f"{best.shown} %"))
+    compared = [part for part in shown if part.method == "guided" and REFERENCE in part.against]
+    if compared:
+        most = max(compared, key=lambda part: part.labels_train)
+        name = f"guided against joint training, {most.labels_train} labels"
+        page.facts.append((name, f"{_difference(*most.against[REFERENCE])} points"))
+    seeds = len({row.seed for row in tested})
+    if seeds == 1 and len(shown) > 1:
+        page.cautions.append(
+            "One seed: differences of a few points may be chance. table.seeds in the search space adds more."
+        )
+    if tested[0].real == STAND_IN:
+        page.cautions.append(
+            "The photographs are the built-in stand-in, made by the simulator: this says nothing of real ones."
+        )
+    page.facts.append(("validation labels", str(max(part.labels_val for part in shown))))
+
+
+def _table(summaries: Sequence[Summary], rows: Sequence[Row], split: str) -> dict[str, Any]:
+    means = list(rows[0].means)
+    joint = any(REFERENCE in part.against for part in summaries)
+    oracle = any(part.oracle_share is not None for part in summaries)
+    best = max((part for part in summaries if part.method != "oracle"), key=lambda part: part.miou, default=None)
+    lines = []
+    for part in summaries:
+        group = part.of(rows)
+        cells = [part.method, part.shown, f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
+        cells += [spread_of([row.means[name] for row in group]) for name in means]
+        if joint:
+            against = part.against.get(REFERENCE)
+            cells.append("" if against is None else _difference(*against))
+        if oracle:
+            cells.append("" if part.oracle_share is None else f"{part.oracle_share:.0f} %")
+        marks = {part is best: "best", part.method == REFERENCE: "reference"}
+        lines.append(_line([*cells, f"{part.device_hours:.2f}"], marks.get(True, "")))
+    columns = ["method", "mIoU %", "labels + validation", "seeds", *means]
+    columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["device-hours"]
+    images = next((row.images for row in rows if row.split == split), 0)
+    return {
+        "caption": f"Split {split}, {images} images: mean and standard deviation over the seeds",
+        "columns": columns,
+        "rows": lines,
+    }
+
+
+def _add_methods(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
+    chosen = max(shown, key=lambda part: (part.method == "guided", _rank(part)))
+    for part in shown:
+        joint = [other for other in shown if other.method == REFERENCE and other.labels_train == part.labels_train]
+        reference = label_of(joint[0]) if joint else ""
+        signals = {"method": label_of(part), "name": part.method, "reference": reference}
+        page.methods.append(
+            {
+                "value": label_of(part),
+                "signals": signals,
+                "chosen": part is chosen,
+                "confusions": _confusions(part.of(tested)),
+            }
+        )
+
+
+def _add_advice(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
+    measured: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in tested:
+        measured[row.method].append((row.labels_train, row.miou))
+    several = {name: points for name, points in measured.items() if len({labels for labels, _ in points}) > 1}
+    if several:
+        page.charts["budget-chart"] = charts.budget_chart(shown)
+    reasons = []
+    for name, points in several.items() or list(measured.items())[:1]:
+        try:
+            page.advice.append((name, f"{advise(points)}."))
+        except UserError as error:
+            reasons.append(str(error))
+    if not page.advice:
+        page.no_advice = f"There is no advice yet: {reasons[0]}. This measures enough:"
+
+
+def _add_classes(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
+    classes = list(tested[0].per_class)
+    found: dict[str, list[tuple[str, float | None, float | None]]] = {}
+    for part in shown:
+        group = part.of(tested)
+        line: list[tuple[str, float | None, float | None]] = []
+        for name in classes:
+            values = [value for row in group if (value := row.per_class[name]) is not None]
+            line.append((name, mean(values) if values else None, stdev(values) if len(values) > 1 else None))
+        found[label_of(part)] = line
+    page.charts["class-chart"] = charts.class_chart(found)
+    page.class_table = {
+        "caption": "IoU of each class in percent, mean over the seeds; –: neither in labels nor in predictions",
+        "columns": ["method", *classes],
+        "rows": [_line([name, *(_number(iou) for _, iou, _ in line)]) for name, line in found.items()],
+    }
+    confusions = {label_of(part): _sum(part.of(tested)) for part in shown}
+    known = {name: matrix for name, matrix in confusions.items() if matrix}
+    if known:
+        page.charts["confusion-chart"] = charts.confusion_chart(known, classes)
+
+
+def _confusions(group: Sequence[Row]) -> list[str]:
+    """The largest shares of a class's pixels that are taken for another, in words."""
+    matrix, classes = _sum(group), list(group[0].per_class)
+    shares = [
+        (pixels / sum(line), classes[truth], classes[predicted])
+        for truth, line in enumerate(matrix)
+        for predicted, pixels in enumerate(line)
+        if pixels and truth != predicted
+    ]
+    largest = sorted(shares, reverse=True)[:CONFUSIONS]
+    return [f"{100 * share:.0f} % of {truth} is taken for {predicted}" for share, truth, predicted in largest]
+
+
+def _sum(group: Sequence[Row]) -> list[list[int]]:
+    """The confusion matrix of several seeds together; empty if one has none."""
+    matrices = [row.confusion for row in group]
+    if not all(matrices):
+        return []
+    return [[sum(cells) for cells in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
+
+
+def _rank(part: Summary | Row) -> tuple[bool, int, float]:
+    return part.method != "oracle", part.labels_train if part.method == "guided" else 0, part.miou
+
+
+def _gather(curve: Curve) -> Curve:
+    """At most ``POINTS`` reports: of several, the last one with the seconds of all."""
+    size = -(-len(curve) // POINTS)
+    gathered = []
+    for start in range(0, len(curve), size):
+        part = curve[start : start + size]
+        names = {name for report in part for name in report if name.startswith("seconds_")}
+        gathered.append(part[-1] | {name: sum(report.get(name, 0.0) for report in part) for name in sorted(names)})
+    return gathered
+
+
+def _losses(report: dict[str, Any]) -> dict[str, float]:
+    """A report begins with step and steps, then the loss terms, then mIoU or device seconds."""
+    own = itertools.takewhile(lambda item: item[0] not in ("miou", "device_seconds"), report.items())
+    return {name: value for name, value in own if name not in ("step", "steps")}
+
+
+def _settings(trial: Trial) -> str:
+    return ", ".join(f"{name} {short(value)}" for name, value in trial.overrides.items())
+
+
+def _line(cells: Sequence[str], mark: str = "") -> dict[str, Any]:
+    return {"cells": list(cells), "mark": mark}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _difference(points: float, deviation: float | None) -> str:
+    return f"{points:+.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+
+
+def _phase(name: str) -> str:
+    return name.removeprefix("seconds_")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

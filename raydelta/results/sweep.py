@@ -1,0 +1,145 @@
+"""What a sweep leaves in its directory, read and written.
+
+tune-NAME-xxxx/
+  run.json       what was asked for: command, space, config (written before anything is trained)
+  sweep/ID/      Ray Tune's: params.json, result.json with a line for each report, error.txt
+  trials.json    the trials' results, when the sweep has ended
+  best.yaml      the best trial's config, table.json and what else the main job ends with
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from raydelta.config import Config
+from raydelta.errors import UserError
+from raydelta.search_space import Space
+from raydelta.storage import write_atomically
+from raydelta.training.curve import read_curve
+from raydelta.version import __version__
+
+RUN, FORMAT = "run.json", 1
+
+
+class Sweep(BaseModel):
+    """What a sweep was asked for."""
+
+    format: int = FORMAT
+    raydelta: str = __version__
+    command: str
+    space: Space
+    config: Config  # before a trial's fields are set; data sets as they lie on disk
+    expert: str  # its directory, beside the sweep's
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial; the curve is empty if Ray Tune's files of it are gone."""
+
+    overrides: dict[str, Any]
+    miou: float | None  # validation, percent, where it ended
+    step: int
+    device_seconds: float
+    error: str | None
+    ended: bool
+    stopped_early: bool
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """A word for where it stands."""
+        if self.error is not None:
+            return "failed"
+        if not self.ended:
+            return "unfinished"
+        return "stopped early" if self.stopped_early else "finished"
+
+
+def record_sweep(directory: Path, sweep: Sweep) -> None:
+    """Write ``run.json``."""
+    write_atomically(directory / RUN, sweep.model_dump_json(indent=1))
+
+
+def read_sweep(directory: Path) -> Sweep | None:
+    """What a sweep was asked for; None for one of an older version, which did not write it down.
+
+    Raises:
+        UserError: the file is damaged, or of a newer version.
+    """
+    path = directory / RUN
+    if not path.exists():
+        return None
+    try:
+        tree = json.loads(path.read_text())
+        newer = tree["format"] > FORMAT
+        sweep = None if newer else Sweep(**tree)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+        raise UserError(f"{path}: damaged, run the same raydelta tune again to renew it: {error}") from error
+    if newer:
+        raise UserError(f"{path}: of a newer raydelta ({tree.get('raydelta')}); install that one to read it")
+    return sweep
+
+
+def read_trials(directory: Path) -> list[Trial]:
+    """The trials of a sweep, ended or not, in the order in which they began.
+
+    Raises:
+        UserError: ``trials.json`` is damaged.
+    """
+    folders = {key_of(read): folder for folder in sorted((directory / "sweep").glob("*/")) if (read := _asked(folder))}
+    path = directory / "trials.json"
+    if not path.exists():
+        return [_from_folder(folder) for folder in folders.values()]
+    try:
+        results = json.loads(path.read_text())
+        return [_from_result(result, folders.get(key_of(result["overrides"]))) for result in results]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged, run the same raydelta tune again to renew it: {error}") from error
+
+
+def key_of(overrides: Mapping[str, Any]) -> str:
+    return json.dumps(overrides, sort_keys=True)
+
+
+def _asked(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "params.json").read_text())["overrides"]
+    except (OSError, ValueError, KeyError, TypeError):  # a trial that has only just been made
+        return None
+
+
+def _from_result(result: Mapping[str, Any], folder: Path | None) -> Trial:
+    return Trial(
+        overrides=result["overrides"],
+        miou=result["miou"],
+        step=result["step"],
+        device_seconds=result.get("device_seconds", 0.0),
+        error=result["error"],
+        ended=True,
+        stopped_early=result["stopped_early"],
+        curve=read_curve(folder / "result.json") if folder else [],
+    )
+
+
+def _from_folder(folder: Path) -> Trial:
+    curve = read_curve(folder / "result.json")
+    last: dict[str, Any] = curve[-1] if curve else {}
+    complaint, error = folder / "error.txt", None
+    whole = bool(curve) and last["step"] == last["steps"]
+    ended = whole or last.get("done", False)  # Ray Tune's word for a trial that its scheduler has stopped
+    if complaint.exists() and not ended:
+        error = (complaint.read_text(errors="replace").strip().splitlines() or ["unknown"])[-1]
+    return Trial(
+        overrides=_asked(folder) or {},
+        miou=last.get("miou"),
+        step=last.get("step", 0),
+        device_seconds=last.get("device_seconds", 0.0),
+        error=error,
+        ended=ended,
+        stopped_early=ended and not whole,
+        curve=curve,
+    )

@@ -1,0 +1,189 @@
+"""What each training is made of: its networks, its streams, its validation, and where its weights start.
+
+``assemble`` runs in the process that trains.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydelta.compute.device import Place
+from raydelta.data.augment import Batch, build_augment, build_colour
+from raydelta.data.shards import read_manifest
+from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_images, stream_rows
+from raydelta.errors import UserError
+from raydelta.networks import build_segmenter
+from raydelta.networks.layers import freeze
+from raydelta.training import checkpoint
+from raydelta.training.appearance import build_randomise, swap_amplitude
+from raydelta.training.job import Job, label_ids
+from raydelta.training.loop import Training, hash_seed
+from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
+from raydelta.training.student import Appearance, StudentTraining
+from raydelta.training.supervised import SegmenterTraining
+from raydelta.training.trained import ensemble, load_generator, load_model, load_segmenter
+from raydelta.training.translator import TranslatorTraining
+
+BYTES_PER_PIXEL = 4  # of a decoded image with its label
+
+
+def open_large_sets(job: Job) -> dict[str, Any]:
+    """The large training sets of a job: Images where their pixels fit ``data.cache_gib``, else a Ray Data set."""
+    data = job.config.data
+    size = (data.width, data.height)
+    opened: dict[str, Any] = {}
+    for domain in job.large_sets:
+        uri, labels = getattr(data, domain), domain == "synthetic"
+        rows = read_manifest(uri).splits["train"].rows
+        if rows * data.width * data.height * BYTES_PER_PIXEL <= data.cache_gib * 2**30:
+            opened[domain] = load_images(uri, "train", size, labels=labels)
+        else:
+            opened[domain] = stream_rows(uri, "train", size, labels=labels)
+    return opened
+
+
+HELD_OUT = 64
+"""At most this many synthetic training images (or a tenth) are kept from the expert's training to validate it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A training ready for the loop."""
+
+    training: Training
+    streams: dict[str, Stream]
+    augment: Callable[[str, Tensor, Tensor | None], Batch]
+    validate: Callable[[], dict[str, float]]
+
+
+def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
+    """Networks, streams and validation of a job.
+
+    Args:
+        large: the large training sets by domain, as Images or as Ray Data iterators.
+
+    Raises:
+        UserError: the label budget cannot be met, or guidance is asked for without labels.
+    """
+    config, data = job.config, job.config.data
+    classes = len(read_manifest(data.synthetic).taxonomy)
+    torch.manual_seed(hash_seed(config.seed))  # the same start weights on every rank
+    labelled, validation = load_labelled(job)
+    sets = dict(large)
+
+    if "labelled" in job.batches:
+        if labelled is None:
+            raise UserError(_no_labels(job))
+        sets["labelled"] = labelled
+
+    training: SegmenterTraining | TranslatorTraining
+    if job.kind == "translator":
+        assert job.expert is not None
+        training = TranslatorTraining(config, freeze(load_segmenter(job.expert, classes)), place)
+        if job.translator is not None:
+            for name, network in training.networks().items():
+                network.load_state_dict(checkpoint.read_weights(job.translator.directory / "checkpoint", name))
+    elif job.kind == "expert":
+        training = SegmenterTraining(build_segmenter(config.segmenter, classes), config.expert.learning_rate, place)
+        images = sets["synthetic"]
+        if isinstance(images, Images):
+            kept = max(1, len(images) - min(HELD_OUT, len(images) // 10))
+            sets["synthetic"], validation = images.take(slice(kept)), images.take(slice(kept, None))
+    else:
+        training = _build_student(job, classes, place)
+
+    # Colour is the translator's subject. What is translated or has pseudo-labels is jittered afterwards, in the step.
+    plain = {"real"}
+    if job.kind == "translator":
+        plain = {"real", "synthetic", "labelled"}
+    elif job.recipe is not None and job.recipe.synthetic == "translated":
+        plain = {"real", "synthetic"}
+    unused = {"real", "synthetic"} if job.kind == "translator" else {"real"}
+    geometry, both = (build_augment(config.augment, data.height, data.width, colour) for colour in (False, True))
+    streams: dict[str, Stream] = {}
+    for number, (name, images) in enumerate(sets.items()):
+        if isinstance(images, Images):
+            streams[name] = MemoryStream(images, job.batches[name], (config.seed, number), place)
+        else:
+            streams[name] = RayStream(images, job.batches[name], config.seed, place)
+
+    def augment_stream(name: str, images: Tensor, labels: Tensor | None) -> Batch:
+        return (geometry if name in plain else both)(images, None if name in unused else labels)
+
+    def validate() -> dict[str, float]:
+        if validation is None or len(validation) == 0:
+            return {}
+        return {"miou": mean_iou(class_ious(confusion_matrix(training.predictor(), validation, classes, place)))}
+
+    return Parts(training, streams, augment_stream, validate)
+
+
+def _build_student(job: Job, classes: int, place: Place) -> StudentTraining:
+    config, recipe = job.config, job.recipe
+    assert recipe is not None and job.expert is not None
+    start = job.student.directory if recipe.start == "student" and job.student else job.expert
+    network = (
+        build_segmenter(config.segmenter, classes) if recipe.start == "scratch" else load_segmenter(start, classes)
+    )
+    teacher: Any = recipe.teacher
+    if recipe.teacher == "ensemble":
+        teacher = ensemble([load_model(member, place).predict for member in job.members])
+    return StudentTraining(network, config, place, _build_appearance(job, place), teacher)
+
+
+def _build_appearance(job: Job, place: Place) -> Appearance:
+    """How the job's synthetic images look to the student."""
+    config, recipe = job.config, job.recipe
+    assert recipe is not None
+    if recipe.synthetic == "FDA":
+        return lambda synthetic, real: swap_amplitude(
+            synthetic, _as_many(real, len(synthetic)), config.appearance.bandwidth
+        )
+    if recipe.synthetic == "randomised":
+        randomise = build_randomise(config.appearance.strength)
+        return lambda synthetic, real: randomise(synthetic)
+    if recipe.synthetic == "translated":
+        assert job.translator is not None
+        s2r, jitter = load_generator(job.translator.directory, "s2r_ema", place), build_colour(config.augment)
+
+        def translate(synthetic: Tensor, real: Tensor | None) -> Tensor:
+            count = round(config.appearance.translated * len(synthetic))
+            return jitter(torch.cat([s2r(synthetic[:count]), synthetic[count:]]))
+
+        return translate
+    return lambda synthetic, real: synthetic
+
+
+def _as_many(images: Tensor | None, count: int) -> Tensor:
+    assert images is not None
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
+    """The labelled real images that the job may see: for training and for validation. No other label is read."""
+    train, validation = label_ids(job)
+    data = job.config.data
+    size = (data.width, data.height)
+    bought, held_out = (load_images(data.real, "train", size, ids=ids) if ids else None for ids in (train, validation))
+    if bought is not None and job.config.labels.shuffle:
+        assert bought.labels is not None
+        if len(bought) < 2:
+            raise UserError("labels.shuffle = True: one labelled image has no other to take a label from; buy two")
+        # Their order is random, and none keeps its own.
+        bought = replace(bought, labels=np.roll(bought.labels, 1, axis=0))
+    return bought, held_out
+
+
+def _no_labels(job: Job) -> str:
+    config = job.config
+    budget = f"{config.data.real} has none to train on (labels.budget = {config.labels.budget})"
+    if job.kind != "translator":
+        return f"method {job.kind!r} needs labelled photographs, but {budget}"
+    return (
+        f"guidance.weight = {config.guidance.weight} needs labelled photographs, but {budget}; label some, or set "
+        "guidance.weight=0 for plain CycleGAN"
+    )

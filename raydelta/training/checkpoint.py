@@ -1,0 +1,191 @@
+"""Checkpoints: all state of a training ↔ one directory, whole or absent. Reading one never runs code from it.
+
+    checkpoint/
+      meta.json               kind of training, step, device seconds so far, format and versions, digests of the files
+      config.yaml             the resolved config
+      networks.safetensors    all weights, as NAME.PARAMETER
+      state.pt                optimisers and stream positions, the same on every rank
+      rank-R.pt               what differs between ranks: random state, image pools
+
+Rank 0 writes all but the other ranks' ``rank-R.pt``; Ray Train gathers them, and registers only what every rank sent.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from raydelta.config import Config, load_config, save_config
+from raydelta.errors import UserError
+from raydelta.storage import replace_directory
+from raydelta.version import __version__
+
+FORMAT = 2
+KEPT = 2
+"""Checkpoints of one training that are kept: the last, and the one before it, should the last be damaged."""
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    kind: str,
+    step: int,
+    device_seconds: float,
+    config: Config,
+    networks: dict[str, nn.Module],
+    state: dict[str, Any],
+    rank_state: dict[str, Any],
+    rank: int,
+) -> None:
+    """Write a rank's part of a checkpoint to a directory beside ``path``, then rename it to ``path``."""
+    beside = path.with_name(path.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        torch.save(rank_state, beside / f"rank-{rank}.pt")
+        if rank == 0:
+            weights = {
+                f"{name}.{key}": value.detach().cpu().contiguous()
+                for name, network in networks.items()
+                for key, value in network.state_dict().items()
+            }
+            safetensors.torch.save_file(weights, beside / "networks.safetensors")
+            torch.save(state, beside / "state.pt")
+            save_config(config, beside / "config.yaml")
+            versions = {"raydelta": __version__, "torch": torch.__version__}
+            meta = {
+                "format": FORMAT,
+                "kind": kind,
+                "step": step,
+                "device_seconds": device_seconds,
+                "versions": versions,
+                "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(beside.iterdir())},
+            }
+            (beside / "meta.json").write_text(json.dumps(meta, indent=1))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each library has its own for a full disk
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"{path}: the checkpoint could not be written, the last one stays valid: {error}") from error
+    shutil.rmtree(path, ignore_errors=True)
+    beside.replace(path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The ``meta.json`` of a checkpoint.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or one of a newer format.
+    """
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint of raydelta: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"{path}: checkpoint of another format; this version reads format {FORMAT}")
+    return meta
+
+
+def read_config(path: Path) -> Config:
+    """The config a checkpoint was trained with.
+
+    Raises:
+        UserError: no checkpoint there, or one of another format.
+    """
+    read_meta(path)  # another format has other fields, and says so better than they do
+    return load_config(file=path / "config.yaml")
+
+
+def keep_checkpoint(source: Path, folder: Path) -> None:
+    """Copy a checkpoint into a folder, where the last ``KEPT`` stay, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; what was there stays.
+    """
+    replace_directory(source, folder / f"checkpoint-{read_meta(source)['step']}")
+    for old in list_checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints kept in a folder, the last one first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def find_whole(checkpoints: Iterable[Path]) -> Path | None:
+    """The first checkpoint of which every file can be read, or None; a warning names what is damaged in those before.
+
+    Raises:
+        UserError: there are some, and none is whole.
+    """
+    damage: list[str] = []
+    for path in checkpoints:
+        try:
+            for file in read_meta(path).get("sha256", {}):
+                _read(path, file)
+            for own in path.glob("rank-*.pt"):  # of other ranks too, so that all choose the same
+                _load(path, own.name)
+            read_config(path)
+        except UserError as error:
+            damage.append(str(error))
+            continue
+        for line in damage:
+            warnings.warn(f"{line}; going on from {path.name}", stacklevel=2)
+        return path
+    if damage:
+        raise UserError(f"no checkpoint is whole, remove {path.parent} to train anew: {'; '.join(damage)}")
+    return None
+
+
+def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """The weights of one network of a checkpoint, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds no such network.
+    """
+    content = _read(path, "networks.safetensors")
+    try:
+        weights = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path / 'networks.safetensors'}: cannot be read: {error}") from error
+    prefix = name + "."
+    found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    if not found:
+        raise UserError(f"{path}: holds no network {name!r}")
+    return found
+
+
+def read_state(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The shared state and this rank's own; the latter is None if that run had fewer ranks."""
+    own = f"rank-{rank}.pt"
+    return _load(path, "state.pt"), _load(path, own) if (path / own).exists() else None
+
+
+def _load(path: Path, file: str) -> dict[str, Any]:
+    content = _read(path, file)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the user
+        raise UserError(f"{path / file}: no file of a checkpoint ({type(error).__name__})") from error
+
+
+def _read(path: Path, file: str) -> bytes:
+    """A file of a checkpoint, if it is what was written: torch and safetensors take a flipped bit for a weight."""
+    try:
+        content = (path / file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path / file}: cannot be read: {error}") from error
+    digest = read_meta(path).get("sha256", {}).get(file)  # other ranks' files have none, older checkpoints neither
+    if digest not in (None, _digest(content)):
+        raise UserError(f"{path / file}: damaged, it is not what was written")
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,264 @@
+"""One training as data: its kind, its config, what it builds on, and the stage directory that it becomes.
+
+A stage is a directory that is built once for the same inputs. It counts only when its manifest
+``stage.json`` is written.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from raydelta.config import Config, load_config, override
+from raydelta.data.labels import check_bought, choose_labels
+from raydelta.data.shards import data_fingerprint, is_plain, list_ids
+from raydelta.errors import UserError
+from raydelta.recipes import ENSEMBLES, METHODS, RECIPES, UNGUIDED, Kind, Recipe
+from raydelta.storage import fingerprint, write_atomically
+from raydelta.training import checkpoint
+
+
+class Job(BaseModel):
+    """One training; ``directory`` is the stage it becomes, named after everything that decides its result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    config: Config  # data.synthetic and data.real are data sets on disk by now, not names of built-in ones
+    directory: Path
+    expert: Path | None = None
+    translator: "Job | None" = None  # whose S2R translates its synthetic images; of a translator, where it starts
+    student: "Job | None" = None  # where it starts
+    members: tuple["Job", ...] = ()  # of the ensemble that it is, or that teaches it
+
+    @property
+    def parents(self) -> list["Job"]:
+        """All that has to be trained before it, in order, but for the expert."""
+        direct = [job for job in (self.translator, self.student, *self.members) if job is not None]
+        ordered = [job for parent in direct for job in [*parent.parents, parent]]
+        return list({job.directory: job for job in ordered}.values())
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What a segmenter for photographs is trained on; None for the other kinds."""
+        return RECIPES.get(self.kind)
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage is complete."""
+        return read_stage(self.directory) is not None
+
+    @property
+    def large_sets(self) -> tuple[str, ...]:
+        """Which of the large training sets it draws from."""
+        if self.recipe is None:
+            return ("synthetic",) if self.kind == "expert" else ("synthetic", "real")
+        return ("synthetic",) * (self.recipe.synthetic is not None) + ("real",) * self.recipe.photographs
+
+    @property
+    def budget(self) -> int:
+        """Labelled training images; -1 for all."""
+        if self.recipe is None:
+            guided = self.kind == "translator" and self.config.guidance.weight > 0
+            return self.config.labels.budget if guided or self.kind in ENSEMBLES else 0
+        return {"budget": self.config.labels.budget, "all": -1, "none": 0}[self.recipe.labels]
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """Images a step from each stream, over all workers."""
+        config = self.config
+        if self.kind == "expert":
+            return {"synthetic": config.expert.batch}
+        if self.recipe is None:
+            guided = {"labelled": config.guidance.batch} if config.guidance.weight > 0 else {}
+            return dict.fromkeys(("synthetic", "real"), config.translator.batch) | guided
+        supervised = ["synthetic"] * (self.recipe.synthetic is not None) + ["labelled"] * (self.recipe.labels != "none")
+        half = config.student.batch // 2
+        return dict.fromkeys(supervised, config.student.batch // len(supervised)) | (
+            {"real": half} if self.recipe.photographs else {}
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        if self.kind == "expert":
+            return self.config.expert.steps
+        return self.config.translator.steps if self.kind == "translator" else self.config.student.steps
+
+
+def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None) -> Job:
+    """The job of a kind under a config, with the jobs it builds on; its directory in ``runs`` named by kind and inputs.
+
+    Two configs that differ only in what this training does not use share one directory. How it runs (``compute``) is
+    no input, but for the precision.
+    """
+    recipe = RECIPES.get(kind)
+    translator = student = None
+    if kind == "translator" and config.translator.start is not None:
+        translator = _find_start(config, runs)
+    if recipe is not None and recipe.synthetic == "translated":
+        at = override(config, UNGUIDED) if recipe.labels == "none" else config
+        translator = make_job("translator", at, runs, expert)
+    if recipe is not None and recipe.start == "student":
+        student = make_job("student", config, runs, expert)
+    taught_by = "ensemble" if recipe is not None and recipe.teacher == "ensemble" else kind
+    members = tuple(make_job(member, config, runs, expert) for member in ENSEMBLES.get(taught_by, ()))
+    parents = [job.directory.name for job in (translator, student, *members) if job is not None]
+
+    tree = config.model_dump(mode="json")
+    inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
+    if config.labels.ids is None:  # stages from before there was such a field keep their names
+        tree["labels"].pop("ids")
+    tree["translator"].pop("start")  # it is a parent
+    inputs["size"] = [config.data.width, config.data.height]
+    inputs["precision"] = config.compute.precision
+    inputs["format"] = checkpoint.FORMAT
+    inputs["synthetic"] = data_fingerprint(config.data.synthetic)
+    if kind != "expert":
+        assert expert is not None
+        inputs["real"] = data_fingerprint(config.data.real)
+        inputs["expert"] = expert.name
+        inputs["parents"] = list(dict.fromkeys(parents))
+        if kind == "translator" and config.guidance.weight == 0:  # labels only validate, guidance is unused
+            inputs["guidance"] = None
+        if (kind == "translator" and config.guidance.weight == 0) or (recipe is not None and recipe.labels != "budget"):
+            inputs["labels"] = {"validation": config.labels.validation}
+            if config.labels.ids is not None and config.labels.ids.validation:
+                inputs["labels"]["ids"] = config.labels.ids.validation
+    name = f"{kind.replace(', ', '-').replace(' ', '-').lower()}-{fingerprint(inputs)}"
+    return Job(
+        kind=kind,
+        config=config,
+        directory=runs / name,
+        expert=expert,
+        translator=translator,
+        student=student,
+        members=members,
+    )
+
+
+def _find_start(config: Config, runs: Path) -> Job:
+    """The translator that ``translator.start`` names.
+
+    Raises:
+        UserError: it is none, not finished, or its networks are others.
+    """
+    name = config.translator.start
+    assert name is not None
+    if not is_plain(name) or "/" in name:
+        raise UserError(f"translator.start = {name!r}: give the name of a translator's directory in {runs}")
+    job = read_job(runs / name)
+    if job.kind != "translator":
+        raise UserError(f"translator.start = {name!r}: is a finished {job.kind}, not a translator")
+    for section in ("generator", "discriminator"):
+        if getattr(job.config, section) != getattr(config, section):
+            raise UserError(
+                f"translator.start = {name!r}: has another {section} ({getattr(job.config, section)}); set {section}.* "
+                "to the same"
+            )
+    return job
+
+
+def _sections(kind: Kind, recipe: Recipe | None) -> list[str]:
+    """The sections of the config that a training uses itself."""
+    if kind == "expert":
+        return ["seed", "augment", "segmenter", "expert"]
+    if kind in ENSEMBLES:
+        return ["seed", "labels"]
+    if recipe is None:
+        return ["seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"]
+    own = ["seed", "labels", "augment", "segmenter", "student"]
+    own += ["appearance"] * (recipe.synthetic not in (None, "plain"))
+    return own + ["self_training"] * (recipe.teacher is not None)
+
+
+def read_job(directory: Path) -> Job:
+    """The job behind a complete stage directory, as a run has left it.
+
+    Raises:
+        UserError: the directory is no finished training, or the expert beside it is gone.
+    """
+    stage = read_stage(directory)
+    if stage is None or "kind" not in stage:
+        raise UserError(f"{directory}: not a finished training of raydelta (no stage.json that says so)")
+    beside: dict[str, Path] = {}
+    named = [stage.get(kind) for kind in ("expert", "translator", "student")] + list(stage.get("members") or ())
+    if not all(name is None or (isinstance(name, str) and is_plain(name) and "/" not in name) for name in named):
+        raise UserError(f"{directory}: its stage.json names what does not lie beside it; not read")
+    for kind in ("expert", "translator", "student"):
+        if stage.get(kind):
+            beside[kind] = directory.parent / stage[kind]
+            if read_stage(beside[kind]) is None:
+                raise UserError(f"{directory}: its {kind} {beside[kind]} is missing; it has to lie beside it")
+    return Job(
+        kind=stage["kind"],
+        config=checkpoint.read_config(directory / "checkpoint"),
+        directory=directory,
+        expert=beside.get("expert"),
+        translator=read_job(beside["translator"]) if "translator" in beside else None,
+        student=read_job(beside["student"]) if "student" in beside else None,
+        members=tuple(read_job(directory.parent / name) for name in stage.get("members", ())),
+    )
+
+
+def find_job(run: Path, method: str | None = None) -> Job:
+    """The job of a finished training, or of a row of a sweep's table with the best trial's settings.
+
+    Args:
+        method: which row of a sweep, one of ``METHODS``; its best translator, if None.
+
+    Raises:
+        UserError: the directory is neither, or the sweep has not trained that row.
+    """
+    if not (run / "best.yaml").exists():
+        if method is not None:
+            raise UserError(f"{run}: not a sweep, so it has no row {method!r}; leave --method out")
+        return read_job(run)
+    row = METHODS.get(method or "guided")
+    if row is None:
+        raise UserError(f"--method {method!r}: choose of {', '.join(METHODS)}")
+    config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
+    job = make_job(row.kind, override(config, row.overrides), runs, make_job("expert", config, runs).directory)
+    if job.kind not in ENSEMBLES:
+        return read_job(job.directory)
+    missing = [part.directory.name for part in job.members if not part.done]
+    if missing:
+        raise UserError(f"{run}: its {method} is not there, as {' and '.join(missing)} was not trained")
+    return job
+
+
+def label_ids(job: Job) -> tuple[list[str], list[str]]:
+    """The ids behind the job's label budget: training, validation."""
+    if job.kind == "expert":
+        return [], []
+    samples = list_ids(job.config.data.real, "train")
+    available = [(name, sequence) for name, sequence, labelled in samples if labelled]
+    if job.config.labels.ids is not None:
+        check_bought(job.config.labels.ids, {sample.id: sample.labelled for sample in samples})
+    if not available:
+        return [], []  # translation works without labels; whoever needs one says so
+    return choose_labels(available, job.config.labels, job.config.seed, job.budget)
+
+
+MANIFEST = "stage.json"
+
+
+def read_stage(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a complete stage, or None.
+
+    Raises:
+        UserError: the manifest is there but cannot be read.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged stage, remove the directory to build it again: {error}") from error
+
+
+def complete_stage(directory: Path, manifest: dict[str, Any]) -> None:
+    """Declare a stage complete: its manifest is written last, and at once."""
+    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, default=str))

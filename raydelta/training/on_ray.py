@@ -1,0 +1,250 @@
+"""A training on a Ray cluster: as a Ray task on one device, or through Ray Train on several.
+
+Ray Train takes 11 to 17 seconds to start, where a task takes 2, so a training on one device is a task.
+"""
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raydelta.compute.cluster import capacity, node_leaves
+from raydelta.compute.device import find_place
+from raydelta.compute.gauges import record_training
+from raydelta.compute.tasks import cause_of
+from raydelta.data.streams import is_streamed, share_cpus
+from raydelta.errors import TrainingError, UserError
+from raydelta.storage import patiently
+from raydelta.training.assemble import open_large_sets
+from raydelta.training.checkpoint import KEPT, find_whole
+from raydelta.training.job import Job
+from raydelta.training.run import record_report, run_loop, train_alone, working_directory
+
+MAX_FAILURES = 2  # processes of one training that may die
+
+
+def train_on_ray(
+    job: Job,
+    on_report: Callable[[dict[str, Any]], None] = lambda metrics: None,
+    large: Mapping[str, Any] | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> None:
+    """Train a job on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
+
+    One worker is a Ray task, several are Ray Train. A killed worker is replaced, and the training goes on from the last
+    checkpoint; a rerun after a killed driver too.
+
+    Args:
+        large: the large sets, if they are open already.
+        resources: what each worker reserves; a CPU, and a GPU where there are some, if None.
+
+    Raises:
+        UserError: the cluster cannot give so many workers, or the input is bad.
+        TrainingError: a loss is not finite.
+    """
+    import ray
+
+    workers, gpu = choose_workers(job)
+    working = working_directory(job)
+    working.mkdir(parents=True, exist_ok=True)
+    progress = working / "progress.jsonl"
+    progress.unlink(missing_ok=True)
+    held, streamed = _split_sets(open_large_sets(job) if large is None else large)
+    # Workers that hold every CPU would starve Ray Data for ever.
+    resources = dict(resources or ({"CPU": 0.5 if streamed and not gpu else 1} | ({"GPU": 1} if gpu else {})))
+    if streamed and large is None:
+        share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - resources["CPU"] * workers)
+    references = {name: ray.put(images) for name, images in held.items()}
+    if workers == 1:
+        settings = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "max_retries": MAX_FAILURES}
+        task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
+        work = partial(_get, task.remote(job, references, streamed, progress))
+    else:
+        work = partial(_fit, _trainer(job, references, streamed, workers, gpu, resources, progress))
+    _run_beside(work, _follow(progress, on_report))
+    if not job.done:
+        raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
+    shutil.rmtree(working, ignore_errors=True)
+
+
+def _fit(trainer: Any) -> None:
+    failure = trainer.fit().return_value
+    if failure is not None:
+        raise failure
+
+
+def _get(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
+
+
+def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], progress: Path) -> None:
+    """A training on one device. Ray starts it again when its process dies."""
+    import ray
+
+    torch.set_num_threads(1)
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        record_training(job.kind, job.directory.name, metrics)
+        with contextlib.suppress(OSError), progress.open("a") as file:  # a line of progress is not worth a run
+            file.write(json.dumps(metrics) + "\n")
+
+    large = {name: ray.get(reference) for name, reference in references.items()}
+    train_alone(job, large | {name: rows.iterator() for name, rows in streamed.items()}, on_report)
+
+
+def _trainer(
+    job: Job,
+    references: Mapping[str, Any],
+    streamed: Mapping[str, Any],
+    workers: int,
+    gpu: bool,
+    resources: dict[str, float],
+    progress: Path,
+) -> Any:
+    """The Ray Train run of a job. It resumes from what a killed one has left under the same path and name."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "held": references},
+        datasets=dict(streamed) or None,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(progress.parent.resolve()),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[_progress_callback(progress)],
+        ),
+    )
+
+
+def choose_workers(job: Job) -> tuple[int, bool]:
+    """How many workers train a job with Ray Train, and whether each has a GPU.
+
+    If ``compute.workers`` does not say: every GPU of the cluster, as far as the batches divide, or one CPU.
+
+    Raises:
+        UserError: the cluster will never have as many as are asked for, or they do not divide the batch.
+    """
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in capacity())) for kind in ("GPU", "CPU"))
+    asked = job.config.compute.workers
+    if asked is None:
+        return max(
+            n for n in range(1, max(1, gpus) + 1) if not any(batch % n for batch in job.batches.values())
+        ), gpus > 0
+    if any(batch % asked for batch in job.batches.values()):
+        batches = " and ".join(map(str, job.batches.values()))
+        raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
+    limit, kind = (gpus, "GPUs") if gpus else (cpus, "CPUs")
+    if asked > limit:
+        raise UserError(f"compute.workers = {asked}, but the cluster can give {limit} {kind} at most; ask for fewer")
+    return asked, gpus > 0
+
+
+def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
+    """A rank's part of a run of Ray Train. What every rank raises is returned instead: raised, it would be retried."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    job: Job = settings["job"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    place = find_place(job.config, context.get_world_rank(), context.get_world_size(), device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    large = {name: ray.get(reference) for name, reference in settings["held"].items()}
+    large |= {name: ray.train.get_dataset_shard(name) for name in job.large_sets if name not in large}
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
+        if place.rank == 0:
+            record_report(job, metrics, checkpoint)
+            record_training(job.kind, job.directory.name, metrics)
+        patiently(job.directory.parent)
+        ray.train.report(
+            metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
+        )
+        return bool(place.total(torch.tensor(float(node_leaves()), device=place.device)))
+
+    try:
+        run_loop(job, large, place, report, _last_of_run(place.rank))
+    except TrainingError as error:
+        return error
+    return None
+
+
+def _last_of_run(rank: int) -> Path | None:
+    """The last whole checkpoint of this run of Ray Train, the same on every rank. Collective."""
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    last = ray.train.get_checkpoint()
+    if last is None:
+        return None
+    path = Path(last.path)
+    earlier = (other for other in path.parent.glob("checkpoint_*") if other.name <= path.name)  # named by their time
+    return broadcast_from_rank_zero(find_whole(sorted(earlier, reverse=True)) if rank == 0 else None)
+
+
+def _split_sets(large: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    streamed = {name: value for name, value in large.items() if is_streamed(value)}
+    return {name: value for name, value in large.items() if name not in streamed}, streamed
+
+
+def _progress_callback(path: Path) -> Any:
+    """Writes the metrics of every report to a file. It runs in the controller, which is on the driver's node."""
+    from ray.train import UserCallback
+
+    class WriteProgress(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            with contextlib.suppress(OSError), path.open("a") as file:  # a line of progress is not worth a run
+                file.write(json.dumps(metrics[0]) + "\n")
+
+    return WriteProgress()
+
+
+def _follow(path: Path, on_report: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """A function that calls ``on_report`` for every new whole line of a file of JSON lines."""
+    seen = 0
+
+    def poll() -> None:
+        nonlocal seen
+        try:
+            lines = path.read_text().split("\n")[:-1]
+        except OSError:  # not there yet, or the storage is away
+            return
+        for line in lines[seen:]:
+            on_report(json.loads(line))
+        seen = len(lines)
+
+    return poll
+
+
+def _run_beside(work: Callable[[], Any], poll: Callable[[], None]) -> None:
+    """Run ``work`` in a thread and ``poll`` here, so that progress shows and Ctrl-C is ours."""
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the caller's thread below
+            failure.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        poll()
+    poll()
+    if failure:
+        raise cause_of(failure[0])

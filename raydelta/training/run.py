@@ -1,0 +1,88 @@
+"""A training on one device in this process: checkpoints, curve, and the finished stage.
+
+Whoever finishes the last step publishes the checkpoint as the job's stage.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raydelta.compute.cluster import node_leaves
+from raydelta.compute.device import Place, find_place
+from raydelta.storage import patiently, replace_directory, write_atomically
+from raydelta.training.assemble import assemble, open_large_sets
+from raydelta.training.checkpoint import find_whole, keep_checkpoint, list_checkpoints
+from raydelta.training.curve import CURVE, append_report, format_curve, read_curve
+from raydelta.training.job import Job, complete_stage, label_ids
+from raydelta.training.loop import train
+
+
+def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+    """Train a job in this process, from its last checkpoint if it was interrupted, and publish it."""
+    train_alone(job, open_large_sets(job), on_report)
+    shutil.rmtree(working_directory(job), ignore_errors=True)
+
+
+def train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[str, Any]], None]) -> None:
+    working, runs = working_directory(job), job.directory.parent
+    working.mkdir(parents=True, exist_ok=True)
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
+        # The last is published and not kept: a training that went on from it would have nothing left to report.
+        if checkpoint is not None and metrics["step"] < metrics["steps"]:
+            patiently(runs, partial(keep_checkpoint, checkpoint, working))
+        record_report(job, metrics, checkpoint)
+        on_report(metrics)
+        return node_leaves()
+
+    run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
+
+
+def run_loop(job: Job, large: Mapping[str, Any], place: Place, report: Any, resume: Path | None) -> None:
+    """Assemble the job here and train it to its end. Collective."""
+    parts = assemble(job, large, place)
+    train(
+        job.kind,
+        parts.training,
+        parts.streams,
+        parts.augment,
+        parts.validate,
+        steps=job.steps,
+        config=job.config,
+        place=place,
+        report=report,
+        resume=resume,
+    )
+
+
+def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    """A line of the curve; after the last step curve and checkpoint become the job's stage, for all who ask for it."""
+    curve = working_directory(job) / CURVE
+    append_report(curve, metrics)
+    if checkpoint is None or metrics["step"] < metrics["steps"] or job.done:
+        return
+    train_ids, validation_ids = label_ids(job)
+    manifest = {
+        "kind": job.kind,
+        "metrics": metrics,
+        "labels_train": train_ids,
+        "labels_val": validation_ids,
+        "expert": job.expert.name if job.expert else None,
+        "translator": job.translator.directory.name if job.translator else None,
+        "student": job.student.directory.name if job.student else None,
+        "members": [member.directory.name for member in job.members],
+    }
+
+    def publish() -> None:
+        replace_directory(checkpoint, job.directory / "checkpoint")
+        write_atomically(job.directory / CURVE, format_curve(read_curve(curve)))
+        complete_stage(job.directory, manifest)
+
+    patiently(job.directory.parent, publish)
+
+
+def working_directory(job: Job) -> Path:
+    """Where an unfinished training keeps its checkpoints and curve; removed when it is published."""
+    return job.directory.parent / "unfinished" / job.directory.name

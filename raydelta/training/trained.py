@@ -1,0 +1,82 @@
+"""Networks of finished trainings, loaded for inference or as parts of other trainings."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raydelta.compute.device import Place
+from raydelta.data.shards import read_manifest
+from raydelta.networks import Generator, build_segmenter
+from raydelta.networks.layers import freeze
+from raydelta.recipes import ENSEMBLES
+from raydelta.training import checkpoint
+from raydelta.training.job import Job
+from raydelta.training.supervised import Predict, build_predictor
+
+
+def load_segmenter(directory: Path, classes: int) -> nn.Module:
+    """The segmenter of a complete expert or baseline stage, on the CPU."""
+    path = directory / "checkpoint"
+    network = build_segmenter(checkpoint.read_config(path).segmenter, classes)
+    network.load_state_dict(checkpoint.read_weights(path, "segmenter"))
+    return network
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained job for inference; ``translate`` is None where there is no translator."""
+
+    predict: Callable[[Tensor], Tensor]
+    translate: Callable[[Tensor], Tensor] | None
+
+
+def load_model(job: Job, place: Place) -> Model:
+    """The model of a complete stage (an ensemble: of its parts) on the place's device: images in [-1, 1] → logits."""
+    classes = len(read_manifest(job.config.data.synthetic).taxonomy)
+    if job.kind in ENSEMBLES:
+        return Model(ensemble([load_model(member, place).predict for member in job.members]), None)
+    if job.kind != "translator":
+        return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)
+    assert job.expert is not None
+    expert = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
+    translate = load_generator(job.directory, "r2s_ema", place)
+    return Model(lambda images: expert(translate(images).to(place.dtype)).float(), translate)
+
+
+def read_generator(directory: Path, name: str) -> nn.Module:
+    """A generator of a complete translator stage, frozen, on the CPU."""
+    path = directory / "checkpoint"
+    settings = checkpoint.read_config(path).generator
+    generator = Generator(settings.width, settings.blocks, settings.identity_start)
+    generator.load_state_dict(checkpoint.read_weights(path, name))
+    return freeze(generator)
+
+
+def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:
+    """A generator of a complete translator stage: images in [-1, 1] → fp32 images, clipped to [-1, 1]."""
+    generator = read_generator(directory, name).to(place.device)
+
+    def translate(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return generator(images.to(place.dtype)).float().clamp(-1, 1)
+
+    return translate
+
+
+def ensemble(predictors: list[Predict]) -> Predict:
+    """Several predictors as one: per pixel their class shares, weighted by their confidence, as log-shares.
+
+    The weight is 1 - entropy ÷ log(classes), so a predictor that knows nothing of a pixel has no say there.
+    """
+
+    def predict(images: Tensor) -> Tensor:
+        shares = torch.stack([predict_one(images).softmax(1) for predict_one in predictors])
+        entropy = -(shares * shares.clamp(min=1e-8).log()).sum(2, keepdim=True)
+        weights = (1 - entropy / math.log(shares.shape[2])).clamp(min=1e-4)
+        return ((shares * weights).sum(0) / weights.sum(0)).clamp(min=1e-8).log()
+
+    return predict

@@ -1,0 +1,80 @@
+"""One training by itself: ``raydelta train expert`` and ``raydelta train translator``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raydelta.compute.cluster import ensure_ray
+from raydelta.config import Config, flatten, without_tracking
+from raydelta.data.prepare import prepare_data
+from raydelta.progress import Progress
+from raydelta.training.job import read_stage
+from raydelta.tuning import trackers
+
+if TYPE_CHECKING:
+    from raydelta.training.job import Job
+
+
+def train_expert(config: Config, runs: Path) -> "Job":
+    """The expert's job, trained on the running Ray or a private one, unless the same one was trained before.
+
+    Data sets are opened or made as ``prepare_data`` does.
+
+    Raises:
+        UserError: bad data or settings, or the cluster cannot give so many workers.
+        TrainingError: a loss is not finite.
+    """
+    return _train("expert", config, runs)
+
+
+def train_translator(config: Config, runs: Path) -> "Job":
+    """One translator's job, trained after the expert, unless the same one was trained before.
+
+    Raises:
+        UserError: as ``train_expert``, or guidance is asked for without labels.
+        TrainingError: a loss is not finite.
+    """
+    return _train("translator", config, runs)
+
+
+def _train(kind: Literal["expert", "translator"], config: Config, runs: Path) -> "Job":
+    ensure_ray()
+    runs = runs.resolve()
+    tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
+    with trackers.open_trackers(tracking, runs):
+        expert = _train_one("expert", config, runs, None)
+        return expert if kind == "expert" else _train_one(kind, config, runs, expert.directory)
+
+
+def _train_one(kind: Literal["expert", "translator"], config: Config, runs: Path, expert: Path | None) -> "Job":
+    from raydelta.training.job import make_job
+    from raydelta.training.on_ray import train_on_ray
+
+    job = make_job(kind, config, runs, expert)
+    name, progress = job.directory.name, Progress(kind)
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        progress.update(metrics["step"], metrics["steps"], note_of(metrics))
+        trackers.log(name, metrics)
+
+    if not job.done:
+        trackers.start(trackers.Run(name, kind, flatten(config.model_dump(mode="json"))))
+        train_on_ray(job, on_report)
+        trackers.end(name, ok=True)
+    stage = read_stage(job.directory)
+    assert stage is not None
+    progress.finish(f"{stage['metrics']['step']} steps  {note_of(stage['metrics'])}  {job.directory.name}")
+    return job
+
+
+def note_of(metrics: dict[str, Any]) -> str:
+    """The few figures of a training that fit a line of progress."""
+    parts = []
+    if "cross_entropy" in metrics:
+        parts.append(f"loss {metrics['cross_entropy']:.2f}")
+    if "miou" in metrics:
+        parts.append(f"validation mIoU {metrics['miou']:.1f} %")
+    parts.append(f"{metrics['images_per_second']:.0f} images/s")
+    if metrics.get("gflops"):
+        parts.append(f"{metrics['gflops']:.0f} GFLOP/s")
+    parts.append(f"data wait {100 * metrics['data_wait']:.1f} %")
+    return "  ".join(parts)

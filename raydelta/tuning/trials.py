@@ -1,0 +1,280 @@
+"""Trainings through Ray Tune: the trials of a sweep, and jobs that are trained to their end side by side.
+
+A trial is one training that reports its validation mIoU on the way; all share the expert and the images in the object
+store. Everything that finishes becomes a stage, so what is trained again repeats nothing.
+"""
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from raydelta.compute.cluster import Cluster
+from raydelta.compute.gauges import record_training
+from raydelta.config import Config, override
+from raydelta.data.streams import is_streamed
+from raydelta.errors import UserError
+from raydelta.progress import Progress
+from raydelta.search_space import Space
+from raydelta.storage import fingerprint
+from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.job import Job, read_stage
+from raydelta.training.on_ray import train_on_ray
+from raydelta.training.run import train_alone, working_directory
+from raydelta.tuning.callbacks import show_progress, tell_trackers
+from raydelta.tuning.halving import expect_steps, make_milestones, make_scheduler
+
+if TYPE_CHECKING:
+    from raydelta.training.job import Job
+
+
+DRIVER = {"node:__internal_head__": 0.001}
+"""What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
+the last worker from starting where workers need all CPUs."""
+
+
+ROOM = "run fewer trials at once (`concurrent`), or take a smaller batch or network"
+
+
+def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], int]:
+    """What a worker of a trial reserves, and how many trials fit the cluster as it is, or as the space limits them.
+
+    Raises:
+        UserError: the cluster can never give that.
+    """
+    wanted = space.resources
+    gpus = wanted.gpus if wanted.gpus is not None else float(cluster.gpus > 0)
+    if gpus * wanted.workers > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
+        raise UserError(
+            f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
+            f"but the cluster can give {cluster.cpus} CPUs and {cluster.gpus} GPUs at most; "
+            "lower resources.* in the space, or start more nodes"
+        )
+    if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= gpus for node in cluster.resources):
+        raise UserError(
+            f"resources: a worker needs {wanted.cpus} CPUs and {gpus:g} GPUs on one node, and no node has that many; "
+            "lower resources.cpus or resources.gpus in the space, and raise resources.workers"
+        )
+    fits = cluster.cpus // (wanted.workers * wanted.cpus)
+    if gpus:
+        fits = min(fits, int(cluster.gpus / (gpus * wanted.workers)))
+    concurrent = max(1, min(fits, space.concurrent or fits))
+    return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Everything that is trained after the expert goes through Ray Tune here."""
+
+    config: Config
+    expert: Path
+    runs: Path
+    large: dict[str, Any]
+    resources: dict[str, float]
+    concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
+    space: Space
+    name: str  # of the sweep
+
+    def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
+        """Overrides, validation mIoU, device seconds and error of every trial."""
+        from ray import tune
+        from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+        from ray.tune.search import ConcurrencyLimiter
+        from ray.tune.search.basic_variant import BasicVariantGenerator
+
+        space, steps, every = self.space, self.config.translator.steps, self.config.compute.checkpoint_every
+        search = {key: dimension.sampler() for key, dimension in space.search.items()}
+        grid = math.prod(len(dimension.grid or [0]) for dimension in space.search.values())
+        total = None
+        scheduler: Any = FIFOScheduler()
+        if space.scheduler == "halving":
+            milestones = make_milestones(steps, space.grace, space.reduction, every)
+            every = min([every, *milestones])
+            total = expect_steps(space.trials * grid, [*milestones, steps], space.reduction)
+            scheduler = make_scheduler(milestones, space.reduction, self.concurrent)
+        elif space.scheduler == "asha":
+            scheduler = ASHAScheduler(
+                time_attr="step",
+                max_t=steps + 1,  # a trial ends by itself at its last step
+                grace_period=max(1, int(space.grace * steps)),
+                reduction_factor=space.reduction,
+            )
+        algorithm: Any = BasicVariantGenerator(max_concurrent=self.concurrent, random_state=self.config.seed)
+        if space.algorithm == "optuna":
+            import optuna
+            from ray.tune.search.optuna import OptunaSearch
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            algorithm = ConcurrencyLimiter(OptunaSearch(seed=self.config.seed), max_concurrent=self.concurrent)
+        tune_config = tune.TuneConfig(
+            metric="miou",
+            mode="max",
+            num_samples=space.trials,
+            scheduler=scheduler,
+            search_alg=algorithm,
+            # An actor that is reused would let Ray Train go on for a trial that was stopped.
+            reuse_actors=space.resources.workers == 1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        )
+        param_space = {"kind": "translator", "overrides": search}
+        saving = replace(self, config=override(self.config, {"compute.checkpoint_every": every}))
+        results = saving._fit(
+            directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume, total=total
+        )
+        return [
+            {
+                "overrides": result.config["overrides"],
+                "miou": (result.metrics or {}).get("miou"),
+                "step": (result.metrics or {}).get("step", 0),
+                "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
+                "stopped_early": (result.metrics or {}).get("step", 0) < steps,
+                "error": None if result.error is None else last_line(result.error),
+            }
+            for result in results
+        ]
+
+    def finish(self, jobs: Sequence[Any]) -> None:
+        """Train jobs to their end, side by side."""
+        from ray import tune
+
+        directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
+        if all(job.done for job in jobs):
+            shutil.rmtree(directory, ignore_errors=True)
+            return
+        settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
+        tune_config = tune.TuneConfig(
+            max_concurrent_trials=self.concurrent or None,
+            reuse_actors=self.space.resources.workers == 1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        )
+        steps = max(job.steps for job in jobs)
+        results = self._fit(
+            directory, {"job": tune.grid_search(settings)}, tune_config, "comparison", len(jobs), steps, resume=True
+        )
+        errors = [last_line(result.error) for result in results if result.error is not None]
+        if errors:
+            raise UserError(f"the comparison could not be trained: {'; '.join(errors)}")
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def _fit(
+        self,
+        directory: Path,
+        param_space: Any,
+        tune_config: Any,
+        title: str,
+        trials: int,
+        steps: int,
+        resume: bool,
+        total: int | None = None,
+    ) -> list[Any]:
+        from ray import tune
+        from ray.tune.logger import JsonLoggerCallback
+
+        fixed: dict[str, Any] = {"base": self.config, "expert": self.expert, "runs": self.runs}
+        made = partial(job_of, **fixed)
+        # A trial of several workers only drives them, and they reserve for themselves.
+        reserved = self.resources if self.space.resources.workers == 1 else DRIVER
+        trainable = tune.with_resources(
+            tune.with_parameters(_trial, **fixed, large=self.large, resources=self.resources),
+            reserved,
+        )
+        progress = Progress(title)
+        if resume and tune.Tuner.can_restore(str(directory)):
+            tuner = tune.Tuner.restore(
+                str(directory), trainable, param_space=param_space, resume_unfinished=True, restart_errored=True
+            )
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            run_config = tune.RunConfig(
+                name=directory.name,
+                storage_path=str(directory.parent),
+                callbacks=[
+                    show_progress(progress, trials, steps, total, str(directory.relative_to(self.runs))),
+                    tell_trackers(made, self.config, self.name),
+                    JsonLoggerCallback(),
+                ],
+                failure_config=tune.FailureConfig(max_failures=1),
+                verbose=0,
+            )
+            tuner = tune.Tuner(trainable, param_space=param_space, tune_config=tune_config, run_config=run_config)
+        results = list(tuner.fit())
+        scores = [r.metrics["miou"] for r in results if r.metrics and "miou" in r.metrics]
+        best = f"  best validation mIoU {max(scores):.1f} %" if scores else ""
+        progress.finish(f"{len(results)} trainings{best}")
+        return results
+
+
+def _trial(
+    settings: dict[str, Any],
+    *,
+    base: Config,
+    expert: Path,
+    runs: Path,
+    large: dict[str, Any],
+    resources: dict[str, float],
+) -> None:
+    """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
+
+    job = job_of(settings, base, expert, runs)
+    tune_trial(job, {name: large[name] for name in job.large_sets}, resources)
+
+
+def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> "Job":
+    from raydelta.training.job import make_job
+
+    if "job" in settings:
+        return make_job(settings["job"]["kind"], Config(**settings["job"]["config"]), runs, expert)
+    return make_job(settings["kind"], override(base, settings["overrides"]), runs, expert)
+
+
+def last_line(error: BaseException) -> str:
+    """What a trial has failed of, in a line that says what to do."""
+    from ray.exceptions import OutOfMemoryError
+
+    from raydelta.compute.tasks import cause_of
+
+    cause = cause_of(error)
+    if isinstance(cause, OutOfMemoryError):  # its last lines are about Ray's settings
+        return f"out of memory: its node had none left; {ROOM}"
+    if found := re.search(r"(CUDA out of memory|can't allocate memory)[^.]*", str(cause)):  # torch's words for it
+        return f"out of memory: {found.group()}; {ROOM}"
+    return str(cause).strip().splitlines()[-1]
+
+
+def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float]) -> None:
+    """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report.
+
+    What it reported before, if it was trained in part or in whole, it reports again: whoever decides which trials train
+    on then knows as much of it as if it had just been trained.
+
+    Args:
+        resources: what each of several workers reserves.
+    """
+    from ray import tune
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        record_training(job.kind, job.directory.name, metrics)
+        tune.report(metrics)
+
+    stage = read_stage(job.directory)
+    curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
+    for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
+        tune.report(metrics)
+    if stage is not None:
+        return
+    if (job.config.compute.workers or 1) > 1:
+        train_on_ray(job, tune.report, large, resources)
+        return
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    streams = {name: value.iterator() if is_streamed(value) else value for name, value in large.items()}
+    # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
+    train_alone(job, streams, on_report)
+    shutil.rmtree(working_directory(job), ignore_errors=True)

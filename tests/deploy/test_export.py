@@ -1,0 +1,114 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import raydelta
+from raydelta import cli
+from raydelta.config import save_config
+from raydelta.deploy import export
+from raydelta.deploy.card import find_rows
+from raydelta.errors import UserError
+from raydelta.results.evaluate import evaluate_job
+from raydelta.results.table import write_table
+from tests.test_predict import photograph
+
+
+@pytest.fixture(scope="module")
+def exported(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    job = trained["translator"]
+    write_table(job.directory, evaluate_job("guided", job))
+    out = tmp_path_factory.mktemp("export") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["raydelta", "export", str(job.directory), "--out", str(out)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 0
+    return out
+
+
+def test_everything_exported_says_the_same_for_any_size(exported: Path, trained: dict[str, Any]) -> None:
+    assert {path.name for path in exported.iterdir()} == {
+        "model.onnx",
+        "model.pt2",
+        "model.safetensors",
+        "config.yaml",
+        "README.md",
+    }
+    model, again = raydelta.load(trained["translator"].directory), raydelta.load(exported)
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    program = torch.export.load(exported / "model.pt2").module()
+    for count, height, width in [(1, 32, 64), (2, 50, 33), (3, 120, 90), (1, 40, 500), (1, 300, 9)]:
+        images = torch.from_numpy(np.stack([photograph(height, width, seed) for seed in range(count)]))
+        with torch.inference_mode():
+            ids, logits = model(images), model.logits(images)
+            assert (again(images) == ids).all()
+            found = [program(images), [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]]
+        for other_ids, other_logits in found:
+            assert other_ids.dtype == torch.uint8 and other_ids.shape == (count, height, width)
+            assert (other_ids == ids).float().mean() >= export.AGREEMENT
+            assert torch.allclose(other_logits, logits, atol=1e-3)
+
+
+def test_a_row_of_a_sweep_is_exported_an_ensemble_too(trained: dict[str, Any], tmp_path: Path) -> None:
+    sweep = trained["translator"].directory.parent / "tune-rows"
+    sweep.mkdir()
+    save_config(trained["translator"].config, sweep / "best.yaml")
+    checks = export.export(sweep, tmp_path / "model", "ensemble, untranslated")
+    assert all(check.agreement >= export.AGREEMENT and check.deviation < 1e-3 for check in checks)
+    assert len(raydelta.load(tmp_path / "model").chains) == 2
+    assert "*ensemble, untranslated*" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_card_says_what_it_was_made_of(exported: Path, trained: dict[str, Any]) -> None:
+    card = (exported / "README.md").read_text()
+    row = find_rows(trained["translator"])[0]
+    assert f"| street | {row.split} | {row.images} | {row.miou:.1f} |" in card
+    assert "Labelled photographs: 4 to train, 2 to validate" in card
+    assert "| simulated | synthetic | train | 22 | 22 |" in card
+    assert "| model.onnx | 64×32 |" in card and "| model.pt2 | 48×24 |" in card
+    assert not find_rows(trained["joint training"])
+
+
+def test_load_refuses_weights_that_do_not_fit(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged"):
+        raydelta.load(tmp_path / "copy")
+    (tmp_path / "copy" / "config.yaml").write_text("run: x\ncode: y\n")
+    with pytest.raises(UserError, match="unknown field 'code'"):
+        raydelta.load(tmp_path / "copy")
+
+
+def test_what_disagrees_is_not_written(exported: Path) -> None:
+    model = raydelta.load(exported)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(-1.5)
+    images = torch.from_numpy(photograph(32, 64))[None]
+    with pytest.raises(UserError, match=r"model\.onnx it says the same as in torch on only .* nothing was written"):
+        export._check(model, exported, images)
+
+
+def test_refusals(exported: Path, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="is there already"):
+        export.export(trained["translator"].directory, exported)
+    with pytest.raises(UserError, match="not a finished training"):
+        export.export(exported, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'raydelta\[export\]'"):
+        export.export(trained["translator"].directory, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_import_stays_light() -> None:
+    code = "import sys, raydelta; assert not {'torch', 'ray'} & sys.modules.keys(); raydelta.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "module 'raydelta' has no attribute 'nothing'" in done.stderr

@@ -1,0 +1,106 @@
+from math import log2
+
+import pytest
+import yaml
+from PIL import Image
+
+from raydelta.results.label_curve import format_saving, labels_for, sum_up
+from raydelta.results.table import read_table
+from raydelta.search_space import ReplayConfig
+from raydelta.training.job import label_ids, read_job
+from raydelta.tuning.tune import Outcome, run_tune
+from tests.test_results import row
+from tests.tiny import TINY
+
+REPLAY = {
+    "config": TINY | {"labels.validation": 1},
+    "replay": {"strategies": ["random", "entropy"], "budgets": [3, 5], "steps": 2, "window": 1},
+    "table": {"seeds": [0, 1], "methods": ["guided", "fine-tuned"]},
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    folder = tmp_path_factory.mktemp("replay")
+    space = folder / "replay.yaml"
+    space.write_text(yaml.safe_dump(REPLAY))
+    return run_tune(str(space), runs=folder / "runs")
+
+
+def test_every_strategy_buys_its_labels_round_by_round(outcome: Outcome) -> None:
+    runs = outcome.directory.parent
+    jobs = [read_job(path.parent) for path in runs.glob("translator-*/stage.json")]
+    firsts = [job for job in jobs if job.translator is None]
+    assert sorted(job.config.seed for job in firsts) == [0, 1], "the strategies of a seed begin with the same one"
+    assert sorted(len(label_ids(job)[0]) for job in jobs) == [3, 3, 5, 5, 5, 5]
+    for job in jobs:
+        if job.translator is not None:
+            train, validation = label_ids(job)
+            before, same_validation = label_ids(job.translator)
+            assert train[: len(before)] == before
+            assert len(set(train)) == len(train)
+            assert validation == same_validation
+            assert not set(train) & set(validation)
+            assert job.config.translator.steps == 2
+
+
+def test_the_table_has_a_row_for_every_method_strategy_seed_and_number_of_labels(outcome: Outcome) -> None:
+    rows = [each for each in read_table(outcome.directory) if each.split == "test"]
+    for method in ("guided", "fine-tuned"):
+        for strategy in ("random", "entropy"):
+            found = [(each.seed, each.labels_train) for each in rows if each.method == f"{method}, {strategy}"]
+            assert found == [(seed, labels) for seed in (0, 1) for labels in (3, 5)]
+    first = [each for each in rows if each.labels_train == 3 and each.seed == 0]
+    shared = [each.miou for each in first if each.method.startswith("guided")]
+    assert shared[0] == shared[1]
+    hours = [each.device_hours for each in rows if each.method == "guided, entropy" and each.seed == 0]
+    assert hours == sorted(hours), "a round costs what the ones before it did, too"
+
+
+def test_what_the_strategies_save_is_said_and_what_they_chose_is_drawn(outcome: Outcome) -> None:
+    first, second = outcome.findings
+    assert first.startswith("guided, entropy: ")
+    assert second.startswith("fine-tuned, entropy: ")
+    assert "random's" in first
+    assert outcome.pictures is not None
+    with Image.open(outcome.pictures) as picture:
+        assert picture.width > 8 * 64
+
+
+def test_run_again_it_trains_nothing_and_says_the_same(outcome: Outcome) -> None:
+    runs = outcome.directory.parent
+    stages = {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")}
+    again = run_tune(str(runs.parent / "replay.yaml"), runs=runs)
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")} == stages
+    assert again.findings == outcome.findings
+
+
+def test_labels_are_read_between_the_points_of_a_curve() -> None:
+    curve = {8: 20.0, 16: 24.0, 32: 23.0, 64: 30.0}
+    assert labels_for(curve, 19.0) == 8
+    assert labels_for(curve, 22.0) == pytest.approx(8 * 2**0.5)
+    assert labels_for(curve, 26.5) == pytest.approx(32 * 2**0.5)
+    assert labels_for(curve, 31.0) is None
+
+
+def test_a_saving_is_that_of_the_mean_curve_with_every_seed_beside_it() -> None:
+    random = {0: {8: 10.0, 16: 20.0}, 1: {8: 10.0, 16: 22.0}}
+    better = {0: {8: 10.0, 16: 30.0}, 1: {8: 10.0, 16: 20.0}}
+    saved = format_saving(better, random)
+    assert saved == "reaches random's 21.0 % with 13 of 16 labels (by seed 11, more than 16)"
+    assert format_saving(random, better) == "does not reach random's 25.0 % with 16 labels (by seed more than 16, 14)"
+
+
+def test_the_findings_say_what_more_labels_bring_where_the_curve_is_long_enough() -> None:
+    settings = ReplayConfig(strategies=("random", "ripu"), budgets=(8, 16, 32))
+    rows = [
+        row(f"guided, {name}", labels, seed, 10 * log2(labels) + seed, split)
+        for split in ("synthetic test", "test")
+        for name in settings.strategies
+        for labels in settings.budgets
+        for seed in (0, 1)
+    ]
+    findings = sum_up(settings, ["guided"], rows)
+    assert [finding.split(": ")[0] for finding in findings] == ["guided, random", "guided, ripu", "guided, ripu"]
+    assert findings[1].endswith("reaches random's 50.5 % with 32 of 32 labels (by seed 32, 32)")
+    assert "more labels for +2 points, 80% interval" in findings[0]

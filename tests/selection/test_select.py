@@ -1,0 +1,323 @@
+import csv
+import inspect
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from raydelta import cli
+from raydelta.compute.device import Place
+from raydelta.config import Config, load_config, override, save_config
+from raydelta.data.augment import to_float
+from raydelta.data.labels import choose_labels
+from raydelta.data.shards import Sample, read_rows
+from raydelta.data.streams import load_images
+from raydelta.data.taxonomy import CAMVID11
+from raydelta.errors import UserError
+from raydelta.selection.files import cell_box
+from raydelta.selection.select import (
+    WINDOW,
+    Scorer,
+    check_count,
+    choose,
+    find_translator,
+    list_pool,
+    score_pool,
+    select,
+    sequence_places,
+)
+from raydelta.selection.strategies import RAREST, STRATEGIES
+from raydelta.training.job import Job, label_ids, make_job, read_job
+from raydelta.training.run import train_here
+from raydelta.training.trained import load_model
+from tests.sets import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, every_label, no_label, write_set
+from tests.tiny import TINY
+
+torch.set_num_threads(1)
+
+CLASSES = len(CAMVID11)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("selection")
+
+
+@pytest.fixture(scope="module")
+def translator(folder: Path) -> Job:
+    """Trained where labels that it has not bought cannot be decoded, and where there is no test shard."""
+    plain = load_config(overrides=TINY | STEPS)
+    bought = {name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed) for name in names}
+
+    def only_bought(name: str, mask: np.ndarray) -> bytes | None:
+        return every_label(name, mask) if name in bought else b"reading this label is a fault"
+
+    synthetic = write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(SYNTHETIC)])
+    real = write_set(folder / "street", "street", REAL_NAMES, only_bought)
+    config = override(plain, {"data.synthetic": synthetic, "data.real": real})
+    expert = make_job("expert", config, folder / "runs")
+    train_here(expert)
+    job = make_job("translator", config, folder / "runs", expert.directory)
+    train_here(job)
+    return job
+
+
+def changed(job: Job, **values: Any) -> Job:
+    """An untrained job with other fields."""
+    config = override(job.config, {key.replace("__", "."): value for key, value in values.items()})
+    return make_job("translator", config, job.directory.parent, job.expert)
+
+
+def pixels_of(job: Job) -> dict[str, np.ndarray]:
+    images = load_images(job.config.data.real, "train", (WIDTH, HEIGHT), labels=False)
+    return {"id": np.array(images.ids), "pixels": images.pixels}
+
+
+def unused(job: Job) -> set[str]:
+    return {name for name, _ in REAL_NAMES} - {name for names in label_ids(job) for name in names}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_scores_images_and_cells(translator: Job, name: str) -> None:
+    batch = pixels_of(translator)
+    whole = Scorer(translator, name, (1, 1))(batch)
+    cells = Scorer(translator, name, (4, 2))(batch)
+    classes = (CLASSES,) * STRATEGIES[name].rare
+    assert (whole["scores"].shape, cells["scores"].shape) == ((REAL, 1, *classes), (REAL, 8, *classes))
+    assert np.allclose(cells["scores"].mean(1), whole["scores"][:, 0], atol=1e-5)
+    assert np.isfinite(whole["scores"]).all()
+    assert ("features" in whole) == STRATEGIES[name].diverse
+    if name not in ("random", "coverage", "ripu", "combined"):  # where this expert sees one class, nothing is impure
+        assert len(np.unique(whole["scores"].reshape(REAL, -1).sum(1))) > REAL // 2
+
+
+def test_scores_are_those_of_the_model_that_is_evaluated(translator: Job) -> None:
+    batch = pixels_of(translator)
+    place = Place(torch.device("cpu"))
+    logits = load_model(translator, place).predict(to_float(torch.from_numpy(batch["pixels"])))
+    shares = logits.softmax(1)
+    expected = -(shares * shares.log()).sum(1).mean((1, 2)) / np.log(CLASSES)
+    assert np.allclose(Scorer(translator, "entropy", (1, 1))(batch)["scores"][:, 0], expected.detach(), atol=1e-5)
+    rare = Scorer(translator, "rarity", (1, 1))(batch)
+    assert np.allclose(rare["scores"].sum(-1)[:, 0], expected.detach(), atol=1e-5), "as if no class were rare"
+    assert (rare["predicted"].sum(0) == torch.bincount(logits.argmax(1).flatten(), minlength=CLASSES).numpy()).all()
+
+
+def test_a_pool_scored_over_ray_is_the_same_as_here(ray_session: None, translator: Job) -> None:
+    scored = score_pool(translator, "coverage", (1, 1))
+    batch = pixels_of(translator)
+    assert scored["id"].tolist() == sorted(batch["id"])
+    here = Scorer(translator, "coverage", (1, 1))(batch)
+    order = np.argsort(batch["id"])
+    assert np.array_equal(scored["scores"], here["scores"][order])
+    assert np.allclose(scored["features"], here["features"][order], atol=1e-5)
+
+
+def test_where_a_class_is_rare_its_pixels_weigh_more(ray_session: None, translator: Job) -> None:
+    choices, weights = choose(translator, 5, "rarity", window=1)
+    batch = pixels_of(translator)
+    logits = load_model(translator, Place(torch.device("cpu"))).predict(to_float(torch.from_numpy(batch["pixels"])))
+    shares, classes = logits.softmax(1), logits.argmax(1)
+    pool = [row for row, name in enumerate(batch["id"]) if name in unused(translator)]
+    covered = torch.bincount(classes[pool].flatten(), minlength=CLASSES).double()
+    expected = 1 / (covered / covered.sum()).clamp(min=RAREST)
+    expected /= (expected * covered / covered.sum()).sum()
+    assert torch.allclose(weights.double(), expected, rtol=1e-4)
+    heat = -(shares * shares.log()).sum(1) / np.log(CLASSES)
+    weighted = (heat * weights[classes]).mean((1, 2)).detach()
+    by_id = dict(zip(batch["id"], weighted.tolist(), strict=True))
+    assert [choice.score for choice in choices] == pytest.approx([by_id[choice.id] for choice in choices], rel=1e-4)
+    assert [choice.score for choice in choices] == pytest.approx(sorted(weighted[pool].tolist())[::-1][:5], rel=1e-4)
+
+
+def test_a_killed_selection_scores_only_what_is_left(
+    ray_session: None, translator: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score_pool(translator, "margin", (2, 1))
+    (kept,) = (path for path in translator.directory.glob("scores/*/*.npz") if len(np.load(path)["scores"][0]) == 2)
+    with np.load(kept) as part:
+        earlier = {name: values[:7] for name, values in part.items()}
+    np.savez(kept, **earlier)
+    again = score_pool(translator, "margin", (2, 1))
+    with np.load(kept.with_name("00001.npz")) as part:
+        assert sorted([*part["id"], *earlier["id"]]) == whole["id"].tolist()
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+
+    def scan(*arguments: Any) -> None:
+        raise AssertionError("everything is scored")
+
+    monkeypatch.setattr("raydelta.selection.select.scan_rows", scan)
+    score_pool(translator, "margin", (2, 1))
+
+
+def test_images_are_chosen_and_written_for_the_tools(ray_session: None, translator: Job, tmp_path: Path) -> None:
+    """No label that was not bought can be read here, and no test image."""
+    selection = select(translator.directory, 4, out=tmp_path / "out")
+    out = selection.directory
+    with (out / "selection.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ids = [row["id"] for row in rows]
+    assert list(rows[0]) == ["rank", "id", "sequence", "score"]
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert [choice.id for choice in selection.choices] == ids
+    assert len({row["sequence"] for row in rows}) == 4, "the drives have five frames each, no more than a window"
+    assert set(ids) <= unused(translator)
+    assert all(row["sequence"] == dict(REAL_NAMES)[row["id"]] for row in rows)
+
+    stored = {row["id"]: row["image"] for row in read_rows(translator.config.data.real, "train", ids).to_pylist()}
+    files = (out / "images.txt").read_text().split()
+    assert files == [f"{name}.jpg" for name in ids]
+    assert all((out / "images" / f"{name}.jpg").read_bytes() == stored[name] for name in ids)
+    manifest = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert manifest[:2] == [{"version": "1.1"}, {"type": "images"}]
+    assert manifest[2] == {"name": ids[0], "extension": ".jpg", "width": WIDTH, "height": HEIGHT}
+    tasks = json.loads((out / "label-studio.json").read_text())
+    assert [task["meta"]["id"] for task in tasks] == ids
+    assert tasks[0]["data"]["image"].endswith(f"images/{ids[0]}.jpg")
+    sheet = Image.open(out / "sheet.png")
+    assert sheet.width > 4 * WIDTH
+    assert sheet.height > 4 * HEIGHT
+
+    train, validation = label_ids(translator)
+    assert yaml.safe_load((out / "labels.yaml").read_text()) == {"train": [*train, *ids], "validation": validation}
+
+
+def test_the_command_trains_with_the_old_labels_and_the_new_ones(
+    ray_session: None, translator: Job, folder: Path, tmp_path: Path
+) -> None:
+    selection = select(translator.directory, 3, "random", out=tmp_path / "out")
+    words = shlex.split(selection.command)
+    assert words[:3] == ["raydelta", "train", "translator"]
+    labelled = write_set(folder / "labelled now", "street", REAL_NAMES)
+    overrides = [word for word in words if "=" in word] + [f"data.real={labelled}"]
+    config = load_config(file=words[words.index("--config") + 1], overrides=overrides)
+    job = make_job("translator", config, Path(words[words.index("--runs") + 1]), translator.expert)
+    train, validation = label_ids(translator)
+    new = [choice.id for choice in selection.choices]
+    assert label_ids(job) == ([*train, *new], validation)
+    train_here(job)
+    trained = read_job(job.directory)
+    assert label_ids(trained) == ([*train, *new], validation)
+    assert {sample.id for sample in list_pool(trained)} == unused(translator) - set(new), (
+        "what is bought is not proposed"
+    )
+
+
+def test_cells_are_chosen_with_their_boxes(ray_session: None, translator: Job, tmp_path: Path) -> None:
+    selection = select(translator.directory, 20, "entropy", out=tmp_path, grid=(4, 2), window=1)
+    with (tmp_path / "selection.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    boxes = [tuple(int(row[side]) for side in ("left", "top", "right", "bottom")) for row in rows]
+    assert set(boxes) <= {
+        (16 * column, 16 * row, 16 * column + 16, 16 * row + 16) for column in range(4) for row in (0, 1)
+    }
+    assert len({(row["id"], box) for row, box in zip(rows, boxes, strict=True)}) == 20
+    assert {row["id"] for row in rows} <= unused(translator)
+    scores = [choice.score for choice in selection.choices]
+    assert scores == sorted(scores, reverse=True)
+    tasks = json.loads((tmp_path / "label-studio.json").read_text())
+    assert sum(len(task["meta"]["boxes"]) for task in tasks) == 20
+    listed = yaml.safe_load((tmp_path / "labels.yaml").read_text())["train"]
+    assert len(listed) == len(set(listed)), "an image counts once, however many cells"
+
+
+def test_coverage_does_not_tell_cells_apart(translator: Job) -> None:
+    with pytest.raises(UserError, match="'coverage' compares whole images"):
+        choose(translator, 3, "coverage", grid=(4, 2))
+
+
+def test_a_cell_s_box_is_what_its_mean_is_taken_over() -> None:
+    assert [cell_box(cell, (2, 2), (10, 6)) for cell in range(4)] == [
+        (0, 0, 5, 3),
+        (5, 0, 10, 3),
+        (0, 3, 5, 6),
+        (5, 3, 10, 6),
+    ]
+    assert [cell_box(cell, (2, 1), (5, 3)) for cell in range(2)] == [(0, 0, 3, 3), (2, 0, 5, 3)], "no pixel is lost"
+
+
+def test_more_than_the_pool_has_is_refused_with_the_numbers(translator: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"count = 15, but the pool has 14 photographs; ask for 1 to as many"):
+        select(translator.directory, 15, out=tmp_path)
+    with pytest.raises(UserError, match=r"count = 113, but the pool has 14 photographs with 8 cells each"):
+        select(translator.directory, 113, grid=(4, 2), out=tmp_path)
+    with pytest.raises(UserError, match="regions = 65x1: the images have 64x32 pixels"):
+        select(translator.directory, 1, grid=(65, 1), out=tmp_path)
+    with pytest.raises(UserError, match="strategy 'best' does not exist"):
+        select(translator.directory, 1, "best", out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_line_has_the_same_window() -> None:
+    assert inspect.signature(cli.select).parameters["window"].default == WINDOW
+
+
+def test_an_empty_pool_is_named(translator: Job) -> None:
+    with pytest.raises(UserError, match="used the label of every photograph"):
+        check_count(changed(translator, labels__budget=REAL - 2), 1, (1, 1))
+
+
+def test_without_any_label_everything_is_the_pool(translator: Job, folder: Path) -> None:
+    real = write_set(folder / "street none", "street", REAL_NAMES, no_label)
+    job = changed(translator, data__real=real, guidance__weight=0)
+    check_count(job, REAL, (1, 1))
+    with pytest.raises(UserError, match=f"the pool has {REAL} photographs"):
+        check_count(job, REAL + 1, (1, 1))
+
+
+def test_what_is_no_translator_is_refused(translator: Job, tmp_path: Path) -> None:
+    assert translator.expert is not None
+    with pytest.raises(UserError, match="is a finished expert; selection needs a translator"):
+        find_translator(translator.expert)
+    with pytest.raises(UserError, match="not a finished training"):
+        find_translator(tmp_path)
+
+
+def test_a_sweep_leads_to_its_best_translator(translator: Job) -> None:
+    sweep = translator.directory.parent / "tune-laptop-1"
+    sweep.mkdir()
+    save_config(translator.config, sweep / "best.yaml")
+    assert find_translator(sweep) == translator
+
+
+def test_ids_that_the_set_does_not_know_stop_a_training(translator: Job, tmp_path: Path) -> None:
+    (tmp_path / "labels.yaml").write_text("train: [real-00, elsewhere]")
+    job = changed(translator, labels__ids=str(tmp_path / "labels.yaml"), labels__budget=2)
+    with pytest.raises(UserError, match=r"labels\.ids: elsewhere \(1 of 2\): no such photographs"):
+        train_here(job)
+
+
+def test_places_are_those_of_the_sorted_ids_of_each_sequence() -> None:
+    samples = [Sample("b2", "b", True), Sample("a9", "a", False), Sample("b1", "b", True)]
+    assert sequence_places(samples) == {"a9": (0, 0), "b1": (1, 0), "b2": (1, 1)}
+
+
+def test_a_training_on_labels_of_a_few_cells_is_finite_and_learns_them(
+    translator: Job, folder: Path, tmp_path: Path
+) -> None:
+    """All but a sixteenth of every mask is void, as after ``--regions``; one image has no label pixel at all."""
+
+    def one_cell(name: str, mask: np.ndarray) -> bytes | None:
+        partly = np.full_like(mask, 255)
+        if name != label_ids(translator)[0][0]:
+            partly[: HEIGHT // 4, : WIDTH // 4] = mask[: HEIGHT // 4, : WIDTH // 4]
+        return every_label(name, partly)
+
+    real = write_set(folder / "street partly", "street", REAL_NAMES, one_cell)
+    base: Config = override(translator.config, {"data.real": real, "student.steps": 20, "compute.report_every": 1})
+    reports: dict[str, list[dict[str, Any]]] = {}
+    for kind in ("translator", "fine-tuned"):
+        job = make_job(kind, base, tmp_path, translator.expert)  # type: ignore[arg-type]
+        reports[kind] = []
+        train_here(job, reports[kind].append)
+        assert job.done
+    losses = [report["cross_entropy"] for report in reports["fine-tuned"]]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert all(np.isfinite(report["guidance"]) and report["guidance"] > 0 for report in reports["translator"])

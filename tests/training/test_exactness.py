@@ -1,0 +1,144 @@
+"""What a training learns does not depend on whether it was killed, nor on how many workers it had."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from raydelta.compute.device import Place
+from raydelta.config import Config, load_config, override
+from raydelta.data.prepare import prepare_data
+from raydelta.training import checkpoint
+from raydelta.training.assemble import assemble, open_large_sets
+from raydelta.training.job import Job, make_job
+from raydelta.training.run import train_here, working_directory
+from tests.test_training import same
+from tests.tiny import TINY
+
+KINDS = ["expert", "translator", "student", "mean teacher"]
+
+
+@pytest.fixture(scope="module")
+def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    changes = {"student.steps": 6, "self_training.confidence": 0.1, "self_training.start": 0.2, "translator.pool": 3}
+    return prepare_data(load_config(overrides=TINY | changes), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def runs(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind, trained without interruption."""
+    folder = tmp_path_factory.mktemp("runs")
+    for kind in KINDS:
+        train_here(job_of(kind, config, folder))
+    return folder
+
+
+def job_of(kind: str, config: Config, runs: Path) -> Job:
+    expert = None if kind == "expert" else make_job("expert", config, runs).directory
+    return make_job(kind, config, runs, expert)  # type: ignore[arg-type]
+
+
+def in_processes(function: Any, *arguments: Any, count: int = 1) -> None:
+    """Run it in so many processes at once, each given its number first."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "raydelta.training.on_ray", "segmentation_models_pytorch"])
+    torch.multiprocessing.start_processes(function, arguments, nprocs=count, start_method="forkserver")
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """All that a checkpoint of one rank holds, but for the clock and the config."""
+    meta = checkpoint.read_meta(path)
+    weights = safetensors.torch.load_file(path / "networks.safetensors")
+    assert weights
+    del meta["device_seconds"], meta["sha256"]["config.yaml"]
+    return {"meta": meta, "weights": weights, "state": checkpoint.read_state(path, 0)}
+
+
+def train_and_die(_: int, job: Job, step: int) -> None:
+    torch.set_num_threads(1)
+
+    def die(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_here(job, die)
+
+
+def finish(_: int, job: Job) -> None:
+    torch.set_num_threads(1)
+    train_here(job)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_that_is_killed_and_resumed_equals_one_that_is_not(
+    kind: str, config: Config, runs: Path, tmp_path: Path
+) -> None:
+    """Killed after step 3 of 6, between two checkpoints: step 3 is done again."""
+    whole = job_of(kind, config, runs).directory
+    shutil.copytree(runs, tmp_path / "runs")
+    job = job_of(kind, override(config, {"compute.report_every": 1}), tmp_path / "runs")
+    shutil.rmtree(job.directory)
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
+        in_processes(train_and_die, job, 3)
+    (left,) = checkpoint.list_checkpoints(working_directory(job))
+    middle = contents(left)
+    assert middle["meta"]["step"] == 2
+    assert not job.done
+
+    in_processes(finish, job)
+    expected = contents(whole / "checkpoint")
+    assert same(contents(job.directory / "checkpoint"), expected)
+    assert not same(middle["weights"], expected["weights"])
+
+
+FIXED = {"augment.flip": 0.0, "augment.crop": 1.0, "augment.colour": 0.0, "translator.pool": 0}
+"""What is drawn at random differs between ranks: without it, two of them see what one sees."""
+
+TWENTY = {
+    **{"expert.steps": 20, "translator.steps": 20, "student.steps": 20, "compute.report_every": 10},
+    **{"appearance.translated": 1.0, "generator.identity_start": False},  # at identity, the L1 terms have no gradient
+    # Float noise of 1e-7 grows tenfold a step at the usual rates, with one worker too.
+    **{"translator.learning_rate": 2e-5, "translator.discriminator_learning_rate": 1e-5, "student.learning_rate": 1e-4},
+}
+
+
+def train_a_rank(rank: int, job: Job, folder: Path, world: int) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous-{world}"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    parts = assemble(job, open_large_sets(job), Place(torch.device("cpu"), rank, world))
+    networks = torch.nn.ModuleDict(parts.training.networks())
+    before = torch.nn.utils.parameters_to_vector(networks.parameters())
+    losses = []
+    for step in range(20):
+        batch = {name: parts.augment(name, *stream.next()) for name, stream in parts.streams.items()}
+        losses.append(parts.training.step(batch, step / 20))
+    after = torch.nn.utils.parameters_to_vector(networks.parameters())
+    torch.save([losses, (after - before).detach(), parts.validate()], folder / f"{world}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["expert", "translator", "student"])
+def test_one_worker_and_two_learn_the_same(kind: str, config: Config, tmp_path: Path) -> None:
+    """Twenty steps on the same batches, by the real networks, batch norm too."""
+    job = job_of(kind, override(config, FIXED), tmp_path / "runs")
+    parents = [job_of("expert", job.config, tmp_path / "runs"), *job.parents]
+    for parent in parents:
+        if parent.directory != job.directory:
+            train_here(parent)
+    job = job.model_copy(update={"config": override(job.config, TWENTY)})
+    for world in (1, 2):
+        in_processes(train_a_rank, job, tmp_path, world, count=world)
+    (losses, moved, miou), *ranks = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    assert torch.equal(ranks[0][1], ranks[1][1])
+    assert (ranks[0][1] - moved).norm() < 5e-2 * moved.norm()
+    assert ranks[0][2] == ranks[1][2] == pytest.approx(miou, rel=1e-3)
+    for alone, *both in zip(losses, ranks[0][0], ranks[1][0], strict=True):
+        for name, value in alone.items():
+            mean = torch.stack([terms[name] for terms in both]).mean()
+            torch.testing.assert_close(mean, value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")

@@ -1,0 +1,455 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raydelta.compute.device import Place
+from raydelta.config import Config, load_config, override
+from raydelta.data.labels import choose_labels
+from raydelta.data.streams import Images, MemoryStream
+from raydelta.data.taxonomy import CAMVID11
+from raydelta.data.writing import encode_label
+from raydelta.errors import UserError
+from raydelta.recipes import ENSEMBLES, METHODS, Kind
+from raydelta.training import checkpoint
+from raydelta.training.assemble import Parts, assemble, load_labelled, open_large_sets
+from raydelta.training.job import Job, label_ids, make_job, read_job, read_stage
+from raydelta.training.run import train_here, working_directory
+from raydelta.training.trained import load_model
+from tests.sets import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, no_label, write_set
+from tests.tiny import TINY
+
+torch.set_num_threads(1)
+
+HERE = Place(torch.device("cpu"))
+Trained = tuple[Job, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Config:
+    """Both sets lack their test shard, and labels that the budget does not buy cannot be decoded."""
+    plain = load_config(overrides=TINY | STEPS)
+    bought = {name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed) for name in names}
+
+    def only_bought(name: str, mask: np.ndarray) -> bytes | None:
+        return encode_label(mask) if name in bought else b"reading this label is a fault"
+
+    synthetic = write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(SYNTHETIC)])
+    return override(
+        plain,
+        {"data.synthetic": synthetic, "data.real": write_set(folder / "street", "street", REAL_NAMES, only_bought)},
+    )
+
+
+@pytest.fixture(scope="module")
+def all_labelled(folder: Path, config: Config) -> Config:
+    return override(config, {"data.real": write_set(folder / "street all", "street", REAL_NAMES)})
+
+
+@pytest.fixture(scope="module")
+def unlabelled(folder: Path, config: Config) -> Config:
+    return override(config, {"data.real": write_set(folder / "street none", "street", REAL_NAMES, no_label)})
+
+
+def train_job(job: Job) -> Trained:
+    reports: list[dict[str, Any]] = []
+    train_here(job, reports.append)
+    return job, reports
+
+
+@pytest.fixture(scope="module")
+def expert(config: Config, folder: Path) -> Trained:
+    return train_job(make_job("expert", config, folder / "runs"))
+
+
+def put_together(kind: Kind, config: Config, expert: Job, place: Place = HERE) -> Parts:
+    job = make_job(kind, config, expert.directory.parent, expert.directory)
+    return assemble(job, open_large_sets(job), place)
+
+
+def name_of(kind: Kind, config: Config, **values: Any) -> str:
+    changed = override(config, {key.replace("__", "."): value for key, value in values.items()})
+    return make_job(kind, changed, Path("runs"), None if kind == "expert" else Path("runs/expert-1")).directory.name
+
+
+def test_a_directory_is_named_by_kind_and_inputs(config: Config) -> None:
+    assert name_of("expert", config).startswith("expert-")
+    assert name_of("fine-tuned", config).startswith("fine-tuned-")
+    assert name_of("joint training", config).startswith("joint-training-")
+    assert name_of("translator", config) == name_of("translator", config)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_how_a_training_runs_does_not_name_it_but_its_precision_does(config: Config, kind: Kind) -> None:
+    name = name_of(kind, config)
+    even = {f"{section}__batch": 4 for section in ("expert", "translator", "guidance", "student")}
+    assert name_of(kind, config, compute__report_every=7, compute__checkpoint_every=7, compute__compile=True) == name
+    assert name_of(kind, config, compute__workers=2, **even) == name_of(kind, config, **even)
+    assert name_of(kind, config, compute__precision="bf16") != name
+    assert name_of(kind, config, seed=1) != name
+    assert name_of(kind, config, data__width=96) != name
+
+
+def test_a_stage_of_another_checkpoint_format_is_another_stage(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expert that an older version has left in the runs lacks what this one reads."""
+    name = name_of("expert", config)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT - 1)
+    assert name_of("expert", config) != name
+
+
+def test_an_expert_depends_on_its_own_settings_only(config: Config, unlabelled: Config) -> None:
+    name = name_of("expert", config)
+    assert name_of("expert", config, expert__steps=9) != name
+    assert name_of("expert", config, segmenter__depth=4, segmenter__decoder_channels=[8] * 4) != name
+    for change in (
+        {"guidance__weight": 0.1},
+        {"guidance__start": 0.5},
+        {"labels__budget": 1},
+        {"cycle__real": 1},
+        {"translator__steps": 9},
+        {"generator__width": 8},
+        {"student__steps": 9},
+    ):
+        assert name_of("expert", config, **change) == name
+    assert name_of("expert", unlabelled) == name
+
+
+def test_a_guided_translator_depends_on_the_budget_and_an_unguided_one_does_not(config: Config) -> None:
+    guided = {name_of("translator", config, guidance__weight=0.5, labels__budget=budget) for budget in (2, 4)}
+    unguided = {name_of("translator", config, guidance__weight=0, labels__budget=budget) for budget in (0, 2, 4)}
+    assert (len(guided), len(unguided)) == (2, 1)
+    assert not guided & unguided
+    assert name_of("translator", config, guidance__weight=0, guidance__scale=3, guidance__start=0.5) in unguided
+    assert name_of("translator", config, guidance__weight=0, labels__validation=3) not in unguided
+    assert name_of("translator", config, guidance__weight=0, cycle__real=3) not in unguided
+
+
+def test_an_oracle_does_not_depend_on_the_budget_and_joint_training_does(config: Config) -> None:
+    assert name_of("oracle", config, labels__budget=2) == name_of("oracle", config, labels__budget=4)
+    assert name_of("joint training", config, labels__budget=2) != name_of("joint training", config, labels__budget=4)
+    assert name_of("fine-tuned", config, guidance__weight=0.1) == name_of("fine-tuned", config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("student", {"guidance__weight": 0.1, "cycle__real": 3, "appearance__translated": 1.0}),
+        ("translated only", {"cycle__real": 3}),
+        ("ensemble", {"guidance__weight": 0.1, "student__steps": 9}),
+        ("pseudo-labels", {"self_training__confidence": 0.5, "translator__steps": 9}),
+        ("mean teacher", {"self_training__ema": 0.5}),
+        ("FDA", {"appearance__bandwidth": 0.1}),
+        ("randomised", {"appearance__strength": 0.1}),
+        ("guided", {"labels__shuffle": True}),
+    ],
+)
+def test_a_job_depends_on_what_it_and_its_parents_use(config: Config, kind: Kind, fields: dict[str, Any]) -> None:
+    kind = METHODS[kind].kind
+    for field, value in fields.items():
+        assert name_of(kind, config, **{field: value}) != name_of(kind, config), field
+    if "self_training__ema" not in fields and "self_training__confidence" not in fields:
+        assert name_of(kind, config, self_training__weight=0.5) == name_of(kind, config)
+
+
+def test_translation_without_labels_builds_on_the_unguided_translator(config: Config) -> None:
+    jobs = {kind: make_job(kind, config, Path("runs"), Path("runs/expert-1")) for kind in get_args(Kind)[1:]}
+    unguided = override(config, METHODS["unguided"].overrides)
+    plain = make_job("translator", unguided, Path("runs"), Path("runs/expert-1"))
+    assert jobs["translated only"].parents == [plain]
+    assert jobs["translated only"].budget == plain.budget == 0
+    for kind in ("student", "mean teacher, translated"):
+        assert jobs[kind].parents == [jobs["translator"]]
+    for kind in ("pseudo-labels", "ensemble"):
+        assert jobs[kind].parents == [jobs["translator"], jobs["student"]]
+    assert jobs["ensemble, untranslated"].parents == [jobs["joint training"], jobs["mean teacher"]]
+    assert all(not jobs[kind].parents for kind in ("fine-tuned", "joint training", "FDA", "mean teacher", "oracle"))
+
+
+def test_bought_labels_name_a_stage_by_what_they_are_and_none_leaves_its_name(config: Config, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.yaml" for name in ("one", "same", "other")}
+    for name, train in (("one", "[a, b, c, d]"), ("same", "[a, b, c, d]"), ("other", "[a, b, d, c]")):
+        files[name].write_text(f"train: {train}")
+    validating = tmp_path / "validating.yaml"
+    validating.write_text("train: [a, b, c, d]\nvalidation: [e, f]")
+    for kind in ("translator", "joint training", "ensemble"):
+        names = {name: name_of(kind, config, labels__ids=str(file)) for name, file in files.items()}
+        assert names["one"] == names["same"]
+        assert len({*names.values(), name_of(kind, config)}) == 3
+    for kind in ("translated only", "oracle"):
+        assert name_of(kind, config, labels__ids=str(files["one"])) == name_of(kind, config)
+        assert name_of(kind, config, labels__ids=str(validating)) != name_of(kind, config)
+    assert name_of("expert", config, labels__ids=str(files["one"])) == name_of("expert", config)
+
+
+def test_a_budget_less_method_does_not_depend_on_the_budget(config: Config) -> None:
+    for kind in ("translated only", "oracle"):
+        assert name_of(kind, config, labels__budget=2) == name_of(kind, config, labels__budget=4)
+
+
+def test_other_data_or_another_expert_make_another_job(config: Config, unlabelled: Config) -> None:
+    assert name_of("translator", unlabelled) != name_of("translator", config)
+    jobs = [make_job("translator", config, Path("runs"), Path("runs") / name) for name in ("expert-1", "expert-2")]
+    assert jobs[0].directory != jobs[1].directory
+
+
+def test_the_expert_becomes_a_stage(config: Config, expert: Trained) -> None:
+    job, reports = expert
+    assert job.done
+    stage = read_stage(job.directory)
+    assert stage["kind"] == "expert"
+    assert stage["metrics"]["step"] == stage["metrics"]["steps"] == 2
+    assert 0 <= stage["metrics"]["miou"] <= 100
+    assert (stage["labels_train"], stage["labels_val"], stage["expert"]) == ([], [], None)
+    assert [report["step"] for report in reports] == [2]
+    assert not working_directory(job).exists()
+    assert checkpoint.read_config(job.directory / "checkpoint") == config
+    assert read_job(job.directory) == job
+    model = load_model(job, HERE)
+    assert model.translate is None
+    assert model.predict(torch.zeros(2, 3, HEIGHT, WIDTH)).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind not in ("expert", "oracle", *ENSEMBLES)])
+def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -> None:
+    """Without a test shard, and where other labels than the bought ones are unreadable: neither is looked at."""
+    job = make_job(kind, config, expert[0].directory.parent, expert[0].directory)
+    for parent in job.parents:
+        if not parent.done:
+            train_job(parent)
+    if job.done:  # as a parent of a method before it
+        shutil.rmtree(job.directory)
+    job, reports = train_job(job)
+    assert job.done
+    stage = read_stage(job.directory)
+    train, validation = choose_labels(REAL_NAMES, config.labels, config.seed)
+    assert (stage["labels_train"], stage["labels_val"]) == ([] if kind == "translated only" else train, validation)
+    assert (len(train), len(validation)) == (4, 2)
+    assert stage["metrics"]["device_seconds"] > 0
+    assert stage["expert"] == expert[0].directory.name
+    assert stage["metrics"]["step"] == reports[-1]["step"] == job.steps
+    assert 0 <= stage["metrics"]["miou"] <= 100
+    assert ("guidance" in stage["metrics"]) == (kind == "translator")
+    assert read_job(job.directory) == job
+    model = load_model(job, HERE)
+    images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    assert model.predict(images).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
+    assert (model.translate is not None) == (kind == "translator")
+    if model.translate is not None:
+        translated = model.translate(images)
+        assert translated.shape == images.shape
+        assert translated.abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_an_ensemble_lies_between_its_members(config: Config, expert: Trained, kind: Kind) -> None:
+    job = make_job(kind, config, expert[0].directory.parent, expert[0].directory)
+    for parent in job.parents:
+        if not parent.done:
+            train_job(parent)
+    images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    together = load_model(job, HERE).predict(images)
+    members = [load_model(member, HERE).predict(images).softmax(1) for member in job.members]
+    assert [member.kind for member in job.members] == list(ENSEMBLES[kind])
+    assert torch.allclose(together.exp().sum(1), torch.ones(2, HEIGHT, WIDTH), atol=1e-5)
+    assert (together.exp() <= torch.stack(members).amax(0) + 1e-5).all()
+    assert (together.exp() >= torch.stack(members).amin(0) - 1e-5).all()
+
+
+def test_shuffled_labels_belong_to_other_images(all_labelled: Config) -> None:
+    job = make_job("fine-tuned", all_labelled, Path("runs"), Path("runs/expert-1"))
+    shuffled = make_job(
+        "fine-tuned", override(all_labelled, METHODS["guided, shuffled labels"].overrides), Path("runs"), job.expert
+    )
+    (train, validation), (mixed_up, untouched) = load_labelled(job), load_labelled(shuffled)
+    assert train.ids == mixed_up.ids
+    assert np.array_equal(train.pixels, mixed_up.pixels)
+    assert not any(np.array_equal(*pair) for pair in zip(train.labels, mixed_up.labels, strict=True))
+    assert sorted(map(bytes, train.labels)) == sorted(map(bytes, mixed_up.labels)), "the same labels all the same"
+    assert np.array_equal(validation.labels, untouched.labels)
+
+
+def test_a_single_label_cannot_be_shuffled(all_labelled: Config) -> None:
+    alone = override(all_labelled, {"labels.shuffle": True, "labels.budget": 1})
+    with pytest.raises(UserError, match=r"labels\.shuffle"):
+        load_labelled(make_job("fine-tuned", alone, Path("runs"), Path("runs/expert-1")))
+
+
+def test_half_of_a_students_synthetic_images_are_translated(config: Config, expert: Trained) -> None:
+    """And nothing else tells it from joint training: the control for what translation adds."""
+    still = override(config, {"augment.colour": 0.0})
+    train_job(make_job("translator", still, expert[0].directory.parent, expert[0].directory))
+    parts = {kind: put_together(kind, still, expert[0]) for kind in ("student", "joint training")}
+    assert sizes(parts["student"]) == sizes(parts["joint training"])
+    images = torch.rand(4, 3, HEIGHT, WIDTH) * 2 - 1
+    seen = {kind: each.training.appearance(images, None) for kind, each in parts.items()}
+    assert torch.equal(seen["joint training"], images)
+    assert torch.equal(seen["student"][2:], images[2:])
+    assert (seen["student"][:2] != images[:2]).flatten(1).any(1).all()
+
+
+def test_an_unguided_translator_trains_on_photographs_without_labels(unlabelled: Config, expert: Trained) -> None:
+    plain = override(unlabelled, {"guidance.weight": 0})
+    job, _ = train_job(make_job("translator", plain, expert[0].directory.parent, expert[0].directory))
+    stage = read_stage(job.directory)
+    assert (stage["labels_train"], stage["labels_val"]) == ([], [])
+    assert "guidance" not in stage["metrics"]
+    assert "miou" not in stage["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("translator", "guidance.weight"), ("fine-tuned", "'fine-tuned'"), ("oracle", "'oracle'")]
+)
+def test_what_needs_labels_says_so_where_there_are_none(
+    unlabelled: Config, expert: Trained, kind: Kind, named: str
+) -> None:
+    with pytest.raises(UserError, match=f"{named}.*labelled photographs"):
+        put_together(kind, unlabelled, expert[0])
+
+
+def test_guidance_with_a_budget_of_nothing_says_so(config: Config, expert: Trained) -> None:
+    with pytest.raises(UserError, match=r"guidance\.weight.*labels\.budget = 0"):
+        put_together("translator", override(config, {"labels.budget": 0}), expert[0])
+
+
+def test_a_budget_beyond_the_labels_says_so(config: Config, expert: Trained) -> None:
+    with pytest.raises(UserError, match=r"labels\.budget = 19 .*20"):
+        put_together("translator", override(config, {"labels.budget": 19}), expert[0])
+
+
+def test_a_job_sees_the_labels_of_its_budget_and_no_others(config: Config, all_labelled: Config) -> None:
+    job = make_job("fine-tuned", config, Path("runs"), Path("runs/expert-1"))
+    train, validation = load_labelled(job)
+    assert (list(train.ids), list(validation.ids)) == label_ids(job)
+    assert (len(train), len(validation)) == (4, 2)
+    oracle = make_job("oracle", all_labelled, Path("runs"), Path("runs/expert-1"))
+    names, held_out = label_ids(oracle)
+    assert len(names) == REAL - 2
+    assert held_out == label_ids(job)[1]
+    assert load_labelled(make_job("expert", config, Path("runs"))) == (None, None)
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+def sizes(parts: Parts) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name, stream in parts.streams.items():
+        assert isinstance(stream, MemoryStream)
+        found[name] = len(stream.images), stream.batch
+    return found
+
+
+def test_every_method_draws_from_its_own_streams(all_labelled: Config, expert: Trained) -> None:
+    config = override(all_labelled, {"translator.batch": 3, "guidance.batch": 2})
+    expected = {
+        "expert": {"synthetic": (SYNTHETIC - 2, 4)},
+        "translator": {"synthetic": (SYNTHETIC, 3), "real": (REAL, 3), "labelled": (4, 2)},
+        "fine-tuned": {"labelled": (4, 4)},
+        "from scratch": {"labelled": (4, 4)},
+        "joint training": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2)},
+        "oracle": {"synthetic": (SYNTHETIC, 2), "labelled": (REAL - 2, 2)},
+        "randomised": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2)},
+        "FDA": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2), "real": (REAL, 2)},
+        "mean teacher": {"synthetic": (SYNTHETIC, 2), "labelled": (4, 2), "real": (REAL, 2)},
+    }
+    assert {kind: sizes(put_together(kind, config, expert[0])) for kind in expected} == expected
+    unguided = put_together("translator", override(config, {"guidance.weight": 0}), expert[0])
+    assert set(sizes(unguided)) == {"synthetic", "real"}
+
+
+@pytest.mark.parametrize("kind", ["translator", "FDA", "mean teacher"])
+def test_photographs_come_without_labels_but_for_the_bought_ones(config: Config, expert: Trained, kind: Kind) -> None:
+    parts = put_together(kind, config, expert[0])
+    batch = {name: parts.augment(name, *stream.next()) for name, stream in parts.streams.items()}
+    assert batch["real"][1] is None
+    assert batch["labelled"][1].dtype == torch.long
+    assert set(batch["labelled"][1].unique().tolist()) <= set(range(len(CAMVID11)))
+
+
+def test_segmenters_start_from_the_expert_or_from_scratch(config: Config, expert: Trained) -> None:
+    start = put_together("fine-tuned", config, expert[0]).training.networks()["segmenter"]
+    joint = put_together("joint training", config, expert[0]).training.networks()["segmenter"]
+    scratch = put_together("from scratch", config, expert[0]).training.networks()["segmenter"]
+    weights = checkpoint.read_weights(expert[0].directory / "checkpoint", "segmenter")
+    assert all(torch.equal(value, weights[name]) for name, value in start.state_dict().items())
+    assert same_weights(start, joint)
+    assert not same_weights(start, scratch)
+
+
+def test_a_translator_gets_the_frozen_expert(config: Config, expert: Trained) -> None:
+    frozen = put_together("translator", config, expert[0]).training.expert
+    weights = checkpoint.read_weights(expert[0].directory / "checkpoint", "segmenter")
+    assert all(torch.equal(value, weights[name]) for name, value in frozen.state_dict().items())
+    assert not frozen.training
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+@pytest.mark.parametrize("kind", ["expert", "translator"])
+def test_every_rank_starts_with_the_same_weights_and_another_seed_with_others(
+    all_labelled: Config, expert: Trained, kind: Kind
+) -> None:
+    torch.manual_seed(1)
+    first = put_together(kind, all_labelled, expert[0]).training.networks()
+    torch.manual_seed(2)
+    second = put_together(kind, all_labelled, expert[0], Place(torch.device("cpu"), rank=1)).training.networks()
+    other = put_together(kind, override(all_labelled, {"seed": 1}), expert[0]).training.networks()
+    assert all(same_weights(first[name], second[name]) for name in first)
+    assert not any(same_weights(first[name], other[name]) for name in first)
+
+
+def test_the_expert_is_validated_on_synthetic_images_that_it_does_not_train_on(config: Config, expert: Trained) -> None:
+    job = make_job("expert", config, Path("runs"))
+    images = open_large_sets(job)["synthetic"]
+    assert isinstance(images, Images)
+    parts = assemble(job, {"synthetic": images}, HERE)
+    stream = parts.streams["synthetic"]
+    assert isinstance(stream, MemoryStream)
+    assert set(stream.images.ids) == set(images.ids[: SYNTHETIC - 2])
+    held_out = images.take(slice(SYNTHETIC - 2, None))
+    before = parts.validate()
+    held_out.labels[:] = 255
+    assert parts.validate() != before
+
+
+def test_an_interrupted_training_goes_on(config: Config, tmp_path: Path) -> None:
+    settings = override(config, {"expert.steps": 4, "compute.checkpoint_every": 2, "compute.report_every": 1})
+    whole, _ = train_job(make_job("expert", settings, tmp_path / "whole"))
+    job = make_job("expert", settings, tmp_path / "interrupted")
+
+    def interrupt(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_here(job, interrupt)
+    assert not job.done
+    assert working_directory(job).exists()
+    _, reports = train_job(job)
+    assert [report["step"] for report in reports] == [3, 4]
+    assert job.done
+    for name, value in checkpoint.read_weights(whole.directory / "checkpoint", "segmenter").items():
+        assert torch.equal(checkpoint.read_weights(job.directory / "checkpoint", "segmenter")[name], value), name
+
+
+def test_a_directory_that_is_no_training_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finished training"):
+        read_job(tmp_path)
+
+
+def test_a_translator_without_its_expert_is_named(config: Config, tmp_path: Path) -> None:
+    directory = tmp_path / "translator-1"
+    directory.mkdir()
+    (directory / "stage.json").write_text(json.dumps({"kind": "translator", "expert": "expert-7"}))
+    with pytest.raises(UserError, match=r"expert .*expert-7 is missing"):
+        read_job(directory)

@@ -1,0 +1,147 @@
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.state import list_actors, list_tasks
+
+from raydelta.compute.tasks import cause_of
+from raydelta.config import Config, load_config, override
+from raydelta.data.prepare import prepare_data
+from raydelta.errors import TrainingError, UserError
+from raydelta.results.evaluate import evaluate_job
+from raydelta.training import checkpoint
+from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.job import Job, make_job
+from raydelta.training.on_ray import choose_workers, train_on_ray
+from raydelta.training.run import train_here
+from tests.tiny import TINY
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    runs = tmp_path_factory.mktemp("data")
+    return prepare_data(load_config(overrides=TINY), runs)
+
+
+def expert(config: Config, runs: Path, **values: Any) -> Job:
+    return make_job("expert", override(config, values), runs)
+
+
+def test_sets_too_large_for_the_cache_stream(config: Config, tmp_path: Path) -> None:
+    expert_job = expert(config, tmp_path)
+    train_here(expert_job)
+    base = override(config, {"data.cache_gib": 0.0, "compute.workers": 2, "translator.steps": 2})
+    translator = make_job("translator", base, tmp_path, expert_job.directory)
+    train_on_ray(translator)
+    assert translator.done
+
+
+def test_sets_in_object_storage(config: Config, s3: str, tmp_path: Path) -> None:
+    import boto3
+
+    for path in Path(config.data.synthetic).iterdir():
+        boto3.client("s3").upload_file(str(path), "raydelta-tests", f"synthetic/{path.name}")
+    base = override(config, {"data.synthetic": f"{s3}/synthetic", "data.cache_gib": 0.0})
+    job = make_job("expert", base, tmp_path)
+    assert job.directory.name == make_job("expert", config, tmp_path).directory.name, "the same data, wherever it lies"
+    train_on_ray(job)
+    assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "_task"), (2, "RayTrainWorker")])
+def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, config: Config, tmp_path: Path) -> None:
+    length = 400 if count == 1 else 40  # a task does many steps between two looks at it
+    base = override(config, {"expert.steps": length, "compute.workers": count})
+    job = make_job("expert", base, tmp_path)
+    steps: list[int] = []
+    killed: list[int] = []
+
+    def running() -> list[int]:
+        here = ray.get_runtime_context().gcs_address
+        if count == 1:
+            alive = [("func_or_class_name", "=", name), ("state", "=", "RUNNING")]
+            return [task.worker_pid for task in list_tasks(here, filters=alive) if task.worker_pid]
+        alive = [("class_name", "=", name), ("state", "=", "ALIVE")]
+        return [actor.pid for actor in list_actors(here, filters=alive)]
+
+    def kill_once(report: dict[str, Any]) -> None:
+        steps.append(report["step"])
+        deadline = time.monotonic() + 20
+        while report["step"] >= 6 and not killed and time.monotonic() < deadline:  # Ray's own list lags behind
+            killed.extend(running()[:1])
+            if killed:
+                os.kill(killed[0], signal.SIGKILL)
+
+    train_on_ray(job, kill_once)
+    assert killed
+    assert steps[-1] == length
+    assert steps.count(2) == 1, "it must not start from the beginning"
+    assert checkpoint.read_meta(job.directory / "checkpoint")["step"] == length
+    curve = read_curve(job.directory / CURVE)
+    assert [report["step"] for report in curve] == list(range(2, length + 1, 2)), "whole, each step once"
+    assert not (tmp_path / "unfinished" / job.directory.name).exists()
+    assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+
+
+def test_killed_while_it_is_published(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = expert(config, tmp_path)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("raydelta.training.run.complete_stage", killed)
+        train_here(job)
+    assert not job.done
+    steps: list[int] = []
+    train_here(job, lambda metrics: steps.append(metrics["step"]))
+    assert steps == [6], "Ray Tune takes a trial that reports nothing for a failed one"
+    assert job.done
+
+
+def test_bad_input_comes_through_ray_as_one_message(config: Config, tmp_path: Path) -> None:
+    base = override(config, {"labels.budget": 1000})
+    job = expert(config, tmp_path)
+    train_here(job)
+    with pytest.raises(UserError, match=r"labels\.budget = 1000"):
+        train_on_ray(make_job("translator", base, tmp_path, job.directory))
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name(config: Config, tmp_path: Path) -> None:
+    job = expert(config, tmp_path, **{"expert.learning_rate": 1.0, "expert.steps": 6})
+    train_here(job)
+    base = override(config, {"translator.learning_rate": 1.0, "guidance.scale": 1e38, "translator.steps": 20})
+    with pytest.raises(TrainingError, match=r"is not finite on rank 0 from step \d+ on"):
+        train_on_ray(make_job("translator", base, tmp_path, job.directory))
+
+
+def test_more_workers_than_the_cluster_has(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"compute\.workers = 4, but the cluster can give 2 CPUs at most; ask for fewer"
+    ):
+        train_on_ray(expert(config, tmp_path, **{"compute.workers": 4}))
+
+
+def test_workers_that_do_not_divide_the_batch(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"compute\.workers = 2 does not divide the batch of the expert, 3 images"):
+        choose_workers(expert(config, tmp_path, **{"compute.workers": 2, "expert.batch": 3}))
+
+
+def test_workers_follow_the_cluster_and_the_batch(config: Config, tmp_path: Path) -> None:
+    assert choose_workers(expert(config, tmp_path)) == (1, False)
+
+
+def test_cause_is_found_behind_rays_wrapping() -> None:
+    @ray.remote
+    def fail() -> None:
+        raise UserError("file.png: too small")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fail.remote())
+    assert str(cause_of(caught.value)) == "file.png: too small"

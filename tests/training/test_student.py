@@ -1,0 +1,304 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raydelta.compute.device import Place
+from raydelta.config import load_config
+from raydelta.data.augment import Batch
+from raydelta.data.taxonomy import IGNORE
+from raydelta.training.student import StudentTraining, confident_labels, mix_classes
+from raydelta.training.supervised import Predict
+from raydelta.training.trained import ensemble
+from tests.segmenters import build_network, colourful
+
+torch.set_num_threads(1)
+
+HERE = Place(torch.device("cpu"))
+
+
+def photographs(count: int = 4) -> Batch:
+    return colourful(count, seed=7)[0], None
+
+
+def unchanged(images: Tensor, real: Tensor | None) -> Tensor:
+    return images
+
+
+def sharp(images: Tensor) -> Tensor:
+    """A teacher that knows the classes, and is sure of most pixels."""
+    return 10 * images
+
+
+def unsure(images: Tensor) -> Tensor:
+    return 0.1 * images
+
+
+def build_training(
+    network: nn.Module, teacher: Predict | str | None, *overrides: str, place: Place = HERE
+) -> StudentTraining:
+    config = load_config(overrides=["student.learning_rate=0.02", "augment.colour=0", *overrides])
+    return StudentTraining(network, config, place, unchanged, teacher)
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in network.state_dict().values()]
+
+
+def test_labels_below_the_confidence_are_void() -> None:
+    shares = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.05, 0.9, 0.05], [0.4, 0.3, 0.3]])
+    logits = shares.log().t().reshape(1, 3, 2, 2)
+    assert confident_labels(logits, 0.65).tolist() == [[[0, IGNORE], [1, IGNORE]]]
+    assert confident_labels(logits, 0.0).tolist() == [[[0, 2], [1, 0]]]
+    assert confident_labels(logits, 0.95).unique().tolist() == [IGNORE]
+    assert confident_labels(logits, 0.65).dtype == torch.long
+
+
+def to_mix() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two synthetic images, one with five classes and void and one with two, and five photographs."""
+    torch.manual_seed(0)
+    images, real = torch.rand(2, 3, 8, 12), -torch.rand(5, 3, 8, 12)
+    labels = torch.stack([torch.arange(12).expand(8, 12) // 2, torch.arange(8)[:, None].expand(8, 12) // 4 + 7])
+    labels[0][labels[0] == 5] = IGNORE
+    pseudo = torch.randint(10, 14, (5, 8, 12))
+    pseudo[:, :2] = IGNORE
+    return images, labels, real, pseudo
+
+
+def test_half_of_the_classes_are_pasted_whole_with_their_labels() -> None:
+    images, labels, real, pseudo = to_mix()
+    mixed, mixed_labels = mix_classes(images, labels, real, pseudo)
+    assert (mixed.shape, mixed_labels.shape, mixed_labels.dtype) == (real.shape, pseudo.shape, torch.long)
+    for index in range(len(real)):
+        image, label = images[index % 2], labels[index % 2]
+        pasted = mixed[index, 0] > 0
+        assert torch.equal(mixed[index], torch.where(pasted, image, real[index]))
+        assert torch.equal(mixed_labels[index], torch.where(pasted, label, pseudo[index]))
+        chosen = label[pasted].unique()
+        assert len(chosen) == [3, 1][index % 2]
+        assert IGNORE not in chosen
+        assert torch.equal(pasted, torch.isin(label, chosen))
+
+
+def test_what_is_pasted_is_drawn_with_torchs_seed() -> None:
+    def draw(seed: int) -> Tensor:
+        parts = to_mix()
+        torch.manual_seed(seed)
+        return mix_classes(*parts)[0]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_mixing_leaves_its_inputs_alone() -> None:
+    parts = to_mix()
+    before = [part.clone() for part in parts]
+    mix_classes(*parts)
+    assert all(map(torch.equal, parts, before))
+
+
+def test_an_image_without_labels_pastes_nothing() -> None:
+    images, labels, real, pseudo = to_mix()
+    mixed, mixed_labels = mix_classes(images, torch.full_like(labels, IGNORE), real, pseudo)
+    assert torch.equal(mixed, real)
+    assert torch.equal(mixed_labels, pseudo)
+
+
+def test_in_an_ensemble_the_confident_member_decides() -> None:
+    images, labels = colourful(2)
+    predict = ensemble([sharp, torch.zeros_like])
+    sure = confident_labels(sharp(images), 0.9) != IGNORE
+    assert sure.float().mean() > 0.5
+    assert torch.equal(predict(images).argmax(1)[sure], labels[sure])
+    torch.testing.assert_close(
+        predict(images).softmax(1).amax(1)[sure], sharp(images).softmax(1).amax(1)[sure], atol=1e-2, rtol=0
+    )
+    # one is sure of the next channel, the other has a weak opinion: no majority, no mean of logits
+    torch.testing.assert_close(ensemble([unsure, lambda x: 200 * x.roll(1, 1)])(images).argmax(1), (labels + 1) % 3)
+
+
+def test_an_ensemble_of_one_mind_says_what_its_members_say() -> None:
+    images, _ = colourful(2)
+    predict = ensemble([sharp] * 3)
+    assert torch.equal(predict(images).argmax(1), sharp(images).argmax(1))
+    torch.testing.assert_close(predict(images).exp(), sharp(images).softmax(1), atol=1e-5, rtol=0)
+
+
+def test_an_ensemble_is_finite_where_its_members_are_certain_or_clueless() -> None:
+    images, _ = colourful(2)
+    certain = ensemble([lambda x: 1e6 * x, lambda x: -1e6 * x])(images)
+    assert certain.isfinite().all()
+    clueless = ensemble([torch.zeros_like, torch.zeros_like])(images)
+    torch.testing.assert_close(clueless.softmax(1), torch.full_like(images, 1 / 3))
+
+
+@pytest.mark.parametrize("teacher", [None, "average"])
+def test_the_loss_falls(teacher: str | None) -> None:
+    training = build_training(build_network(norm=True), teacher)
+    images, labels = colourful(8)
+    batch = {"synthetic": (images, labels), "labelled": colourful(4, seed=1), "real": photographs()}
+    losses = [training.step(batch, step / 60)["cross_entropy"].item() for step in range(60)]
+    assert losses[0] > 0.8
+    assert losses[-1] < 0.5 * losses[0]
+    assert (training.predictor()(photographs()[0]).argmax(1) == colourful(4, seed=7)[1]).float().mean() > 0.8
+
+
+def test_synthetic_images_are_seen_in_their_appearance_and_labelled_ones_as_they_are() -> None:
+    network = build_network()
+    (images, labels), (own, truth), (real, _) = colourful(4), colourful(2, seed=1), photographs()
+    expected = F.cross_entropy(network(torch.cat([images - 2 * real, own])), torch.cat([labels, truth])).detach()
+    training = StudentTraining(network, load_config(), HERE, lambda synthetic, real: synthetic - 2 * real, None)
+    found = training.step({"labelled": (own, truth), "synthetic": (images, labels), "real": (real, None)}, 0.5)
+    torch.testing.assert_close(found["cross_entropy"], expected)
+
+
+def test_without_a_teacher_there_are_no_pseudo_labels() -> None:
+    training = build_training(build_network(), None)
+    for batch in ({"synthetic": colourful(2), "real": photographs()}, {"labelled": colourful(2)}):
+        assert set(training.step(batch, 0.5)) == {"cross_entropy"}
+    assert set(training.networks()) == {"segmenter"}
+
+
+def test_the_mean_teacher_is_listened_to_from_its_start_on() -> None:
+    training = build_training(build_network(), "average", "self_training.start=0.3", "self_training.confidence=0")
+    batch = {"synthetic": colourful(2), "real": photographs()}
+    assert set(training.step(batch, 0.29)) == {"cross_entropy"}
+    terms = training.step(batch, 0.3)
+    assert set(terms) == {"cross_entropy", "pseudo_labels", "confident"}
+    assert terms["confident"] == 1
+    assert all(term.dtype == torch.float32 and not term.requires_grad for term in terms.values())
+
+
+@pytest.mark.parametrize(("done", "rate"), [(0.1, 0.1), (0.5, 0.03)], ids=["before its start", "from its start on"])
+def test_the_average_follows_the_network(done: float, rate: float) -> None:
+    training = build_training(build_network(norm=True), "average", "self_training.ema=0.97")
+    average = training.networks()["average"]
+    before = weights(average)
+    training.step({"synthetic": colourful(4), "real": photographs()}, done)
+    for name, old, mean, value in zip(
+        average.state_dict(), before, weights(average), weights(training.network), strict=True
+    ):
+        if old.is_floating_point():
+            assert not torch.equal(old, value), name
+            torch.testing.assert_close(mean, old + rate * (value - old))
+        else:
+            assert mean == value
+
+
+def test_the_average_gets_no_gradient_and_is_no_part_of_the_network() -> None:
+    training = build_training(build_network(norm=True), "average")
+    assert set(training.networks()) == {"segmenter", "average"}
+    average = training.networks()["average"]
+    for done in (0.1, 0.5):
+        training.step({"synthetic": colourful(4), "real": photographs()}, done)
+    assert not average.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in average.parameters())
+    assert all(parameter.grad is not None for parameter in training.network.parameters())
+    storages = [{value.data_ptr() for value in part.state_dict().values()} for part in (average, training.network)]
+    assert not storages[0] & storages[1]
+    images = photographs()[0]
+    assert torch.equal(training.predictor()(images), training.network.eval()(images))
+    assert not torch.equal(training.predictor()(images), average(images))
+
+
+def test_pseudo_labels_by_hand() -> None:
+    network = build_network()
+    images, labels = colourful(4)
+    real, _ = photographs()
+    pseudo = confident_labels(sharp(real), 0.9)
+    share = (pseudo != IGNORE).float().mean()
+    assert 0.3 < share < 0.9
+    supervised = F.cross_entropy(network(images), labels)
+    taught = F.cross_entropy(network(real), pseudo, ignore_index=IGNORE)
+    expected = torch.autograd.grad(supervised + 0.7 * share * taught, list(network.parameters()))
+    training = build_training(network, sharp, "self_training.weight=0.7")
+    found = training.step({"synthetic": (images, labels), "real": (real, None)}, 0.0)
+    torch.testing.assert_close(
+        found, {"cross_entropy": supervised.detach(), "pseudo_labels": taught.detach(), "confident": share}
+    )
+    torch.testing.assert_close([parameter.grad for parameter in network.parameters()], list(expected))
+
+
+def test_a_student_learns_from_a_teacher_alone() -> None:
+    training = build_training(build_network(norm=True), sharp)
+    images, labels = colourful(8)
+    nothing = torch.full_like(labels, IGNORE)
+    batch = {"labelled": (images, nothing), "real": photographs(8)}
+    losses = [training.step(batch, step / 60)["pseudo_labels"].item() for step in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert (training.predictor()(images).argmax(1) == labels).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("teacher", [unsure, torch.zeros_like], ids=["unsure", "clueless"])
+def test_a_teacher_that_is_nowhere_confident_adds_nothing(teacher: Predict) -> None:
+    alone, taught = build_training(build_network(), None), build_training(build_network(), teacher)
+    for step in range(5):
+        batch = {"synthetic": colourful(4, seed=step), "labelled": colourful(2, seed=10 + step), "real": photographs()}
+        expected, found = (training.step(batch, step / 5) for training in (alone, taught))
+        assert (found["confident"], found["pseudo_labels"]) == (0, 0)
+        torch.testing.assert_close(found["cross_entropy"], expected["cross_entropy"])
+    torch.testing.assert_close(weights(taught.network), weights(alone.network), atol=1e-5, rtol=1e-4)
+
+
+def test_a_weight_of_zero_turns_the_teacher_off() -> None:
+    alone, taught = (build_training(build_network(), teacher, "self_training.weight=0") for teacher in (None, sharp))
+    for step in range(5):
+        for training in (alone, taught):
+            training.step({"synthetic": colourful(4, seed=step), "real": photographs()}, step / 5)
+    torch.testing.assert_close(weights(taught.network), weights(alone.network), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("teacher", [None, "average", sharp], ids=["alone", "average", "fixed"])
+def test_a_step_goes_on_from_a_saved_state(teacher: Predict | str | None) -> None:
+    jitter = ("augment.colour=0.4", "self_training.confidence=0.4")
+    batch = {"synthetic": colourful(4), "labelled": colourful(2, seed=1), "real": photographs()}
+    training = build_training(build_network(norm=True), teacher, *jitter)
+    for done in (0.0, 0.3, 0.4):
+        training.step(batch, done)
+    other = build_training(build_network(norm=True, seed=5), teacher, *jitter)
+    for name, network in training.networks().items():
+        other.networks()[name].load_state_dict(copy.deepcopy(network.state_dict()))
+    other.load_state(copy.deepcopy(training.state()))
+    terms = []
+    for stepped in (training, other):
+        torch.manual_seed(3)
+        terms.append(stepped.step(batch, 0.5))
+    assert terms[0] == terms[1]
+    assert ("pseudo_labels" in terms[0]) == (teacher is not None)
+    for name, network in training.networks().items():
+        assert all(map(torch.equal, weights(network), weights(other.networks()[name])))
+
+
+def train_a_rank(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        rendezvous = f"file://{folder}/rendezvous"
+        torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    training = build_training(build_network(), sharp, place=Place(torch.device("cpu"), rank, world))
+    real = photographs()[0]
+    real[::2] *= 0.05  # the teacher is sure of none of what the first rank sees
+    mine = {"synthetic": [part[rank::world] for part in colourful(4)], "real": (real[rank::world], None)}
+    terms = training.step(mine, 0.5)
+    gradients = [parameter.grad.clone() for parameter in training.network.parameters()]
+    torch.save([terms, gradients], Path(folder) / f"{world}-{rank}.pt")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_learn_from_a_teacher_like_one(tmp_path: Path) -> None:
+    """Though the pixels that the teacher is sure of lie all on one of them."""
+    train_a_rank(0, 1, str(tmp_path))
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["pytest", "raydelta.training.translator"])
+    torch.multiprocessing.start_processes(train_a_rank, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+    terms, gradients = torch.load(tmp_path / "1-0.pt")
+    ranks = [torch.load(tmp_path / f"2-{rank}.pt") for rank in range(2)]
+    assert 0.2 < terms["confident"] < 0.6
+    for rank in ranks:
+        torch.testing.assert_close(rank[1], gradients, atol=1e-6, rtol=1e-4)
+    for name, value in terms.items():
+        torch.testing.assert_close((ranks[0][0][name] + ranks[1][0][name]) / 2, value, msg=name)

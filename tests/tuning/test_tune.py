@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from raydelta.config import load_config, override
+from raydelta.data.prepare import prepare_data
+from raydelta.data.simulator.dataset import simulate_dataset
+from raydelta.errors import UserError
+from raydelta.results.sweep import read_sweep, read_trials
+from raydelta.results.table import read_table
+from raydelta.training.job import make_job
+from raydelta.tuning.tune import in_waves, run_tune
+from tests.test_spaces import write_space
+from tests.tiny import TINY, TINY_ARGUMENTS
+
+
+def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cycle\.real is searched"):
+        run_tune(write_space(tmp_path), ["cycle.real=3"], runs=tmp_path)
+
+
+def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
+    space = write_space(tmp_path)
+    outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    assert outcome.failed == []
+    assert outcome.best["guidance.weight"] in (0.3, 0.6)
+    rows = read_table(outcome.directory)
+    assert [row.model_dump() for row in rows] == [row.model_dump() for row in outcome.rows]
+    tested = [row for row in rows if row.split == "test"]
+    counts = {(row.method, row.seed): (row.labels_train, row.labels_val) for row in tested}
+    assert counts == {
+        ("synthetic only", 0): (0, 0),
+        ("unguided", 0): (0, 2),
+        ("unguided", 1): (0, 2),
+        ("guided", 0): (4, 2),
+        ("guided", 1): (4, 2),
+        **{
+            (method, seed): (18 if method == "oracle" else 4, 0)
+            for method in ("fine-tuned", "from scratch", "joint training", "oracle")
+            for seed in (0, 1)
+        },
+    }
+    trials = json.loads((outcome.directory / "trials.json").read_text())
+    assert {trial["overrides"]["guidance.weight"] for trial in trials} == {0.3, 0.6}
+    assert outcome.pictures is not None
+    assert (outcome.directory / "table.csv").exists()
+    assert outcome.report is not None
+    page = outcome.report.read_text()
+    assert "What this report does not show" not in page
+    assert "Gallery</h2>" in page and f"raydelta tune {space}" in page
+    sweep = read_sweep(outcome.directory)
+    assert sweep is not None and sweep.space.table.seeds == (0, 1)
+
+    outcome.report.unlink()
+    outcome.report.mkdir()  # a page that cannot be written costs nothing but itself
+    stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")}
+    with pytest.warns(UserWarning, match="no report, the results are whole; try raydelta report"):
+        again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    assert again.report is None
+    assert again.rows == outcome.rows
+    assert all(len(trial.curve) > 1 for trial in read_trials(again.directory)), "of the run that trained them"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
+
+
+def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
+    search = {"labels.budget": {"grid": [4, 500]}, "translator.start": {"grid": [None, "translator-gone"]}}
+    space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, scheduler="asha")
+    arguments = [argument for argument in TINY_ARGUMENTS if "labels.budget" not in argument]
+    with pytest.warns(UserWarning, match="500 labels are more than the 18 that validation leaves: left out"):
+        outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+    assert outcome.best == {"labels.budget": 4, "translator.start": None}
+    (failed,) = outcome.failed
+    assert "translator.start" in failed and "translator-gone" in failed.partition("}: ")[2]
+
+
+def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_session: None, tmp_path: Path) -> None:
+    methods = ["translated only", "ensemble", "joint training", "student", "pseudo-labels"]
+    methods += ["oracle", "guided, shuffled labels"]
+    table = {"methods": methods, "budgets": [2, 4], "seeds": [0, 1]}
+    space = write_space(tmp_path, search={}, table=table, config={"labels.validation": 0})
+    arguments = [argument for argument in TINY_ARGUMENTS if "validation" not in argument]
+    outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+    assert (outcome.best, outcome.best_miou, outcome.failed) == (None, None, [])
+    tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.split == "test"}
+    budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
+    assert set(tested) == {
+        ("synthetic only", 0, 0),
+        *((method, seed, labels) for method in budgeted for seed in (0, 1) for labels in (2, 4)),
+        *(("translated only", seed, 0) for seed in (0, 1)),
+        *(("oracle", seed, 20) for seed in (0, 1)),
+    }
+    assert all(row.labels_val == 0 for row in outcome.rows)
+    hours = {method: row.device_hours for (method, seed, labels), row in tested.items() if seed == 0 and labels != 2}
+    assert hours["pseudo-labels"] > hours["student"] > hours["synthetic only"] > 0
+    assert hours["joint training"] > hours["synthetic only"]
+    assert hours["ensemble"] == pytest.approx(hours["student"]), "both need the translator and the student"
+    made = {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")}
+    again = run_tune(space, arguments, runs=tmp_path / "runs")
+    assert again.rows == outcome.rows
+    assert {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")} == made
+
+
+def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(ray_session: None, tmp_path: Path) -> None:
+    """The test shard of the photographs cannot be read: only the evaluation at the end may notice."""
+    runs = tmp_path / "runs"
+    real = Path(prepare_data(load_config("laptop", overrides=TINY), runs).data.real)
+    shards = list(real.glob("test-*.parquet"))
+    assert shards
+    for shard in shards:
+        shard.write_bytes(b"nobody may read this before the end")
+    methods = ["unguided", "guided", "joint training", "FDA", "student", "pseudo-labels", "mean teacher", "oracle"]
+    with pytest.raises(Exception, match=r"test-00000\.parquet"):
+        run_tune(write_space(tmp_path, table={"methods": methods, "seeds": [0]}), TINY_ARGUMENTS, runs=runs)
+    (directory,) = runs.glob("tune-*")
+    assert (directory / "trials.json").exists(), "the best trial was chosen"
+    assert not (directory / "table.json").exists()
+    kinds = sorted(json.loads(stage.read_text())["kind"] for stage in runs.glob("*/stage.json"))
+    expected = ["expert", "translator", "translator", "translator"]  # two trials, the better one guided, and unguided
+    assert kinds == sorted([*expected, *(name for name in methods if name not in ("unguided", "guided"))])
+
+
+def test_every_job_comes_after_what_it_builds_on(ray_session: None, tmp_path: Path) -> None:
+    config = load_config(overrides=TINY)
+    for name in ("synthetic", "real"):
+        simulate_dataset("synthetic", tmp_path / name, counts={"train": 4}, width=64, height=32)
+        config = override(config, {f"data.{name}": str(tmp_path / name)})
+    jobs = [make_job(kind, config, tmp_path, tmp_path / "expert-1") for kind in ("pseudo-labels", "oracle", "ensemble")]
+    waves = [[job.kind for job in wave] for wave in in_waves(jobs)]
+    assert waves == [["translator", "oracle"], ["student"], ["pseudo-labels"]]
+
+
+def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_path: Path) -> None:
+    """Whatever the driver of a trial reserves, its workers need every CPU."""
+    search = {"guidance.weight": {"choice": [0.3]}}
+    several = {"resources": {"workers": 2}}
+    space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, **several)
+    outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    assert outcome.failed == []
+    assert len(list((tmp_path / "runs").glob("translator-*/stage.json"))) == 1
+
+
+def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path: Path) -> None:
+    from PIL import Image
+
+    photographs = tmp_path / "photographs"
+    for split in ("train", "test"):
+        (photographs / "images" / split).mkdir(parents=True)
+        for index in range(6):
+            Image.new("RGB", (64, 32), (index, 90, 90)).save(photographs / "images" / split / f"drive_{index}.png")
+    with pytest.raises(UserError, match="a sweep needs labelled photographs"):
+        run_tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"data.real={photographs}"], runs=tmp_path / "runs")
