@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from raydelta.data.simulator.scene import Look
 from raydelta.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -22,6 +21,8 @@ Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 PRESETS = Path(__file__).parent / "presets"
+BUILT_IN_SETS: dict[str, Literal["synthetic", "street"]] = {"simulated": "synthetic", "street": "street"}
+"""Name in the config → look of the simulator. ``street`` is the stand-in for photographs."""
 
 
 class Section(BaseModel):
@@ -377,7 +378,3 @@ def _preset_file(name: str) -> Path:
             f"preset {name!r} does not exist; there are: {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
         )
     return path
-
-
-BUILT_IN: dict[str, Look] = {"simulated": "synthetic", "street": "street"}
-"""Name in the config → look of the simulator. ``street`` is the stand-in for photographs."""

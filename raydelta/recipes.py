@@ -1,13 +1,28 @@
-"""The rows of the table: what each is trained on, or which trainings it puts together. One line for each.
-
-Not here: how a training is put together from that (methods), and which rows a space asks for (spaces).
-"""
+"""The rows of the table: what each is trained on, or which trainings it puts together. One line for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raydelta.search_space import Compared
+Compared = Literal[
+    "ensemble",
+    "ensemble, untranslated",
+    "from scratch",
+    "fine-tuned",
+    "joint training",
+    "randomised",
+    "FDA",
+    "translated only",
+    "student",
+    "pseudo-labels",
+    "mean teacher",
+    "mean teacher, translated",
+    "oracle",
+]
+"""What the translator is compared with."""
+
+MethodName = Literal["unguided", "guided", Compared, "guided, shuffled labels", "joint training, shuffled labels"]
+"""Rows of the table; ``METHODS`` says what each is made of."""
 
 Kind = Literal["expert", "translator", Compared]
 

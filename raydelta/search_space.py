@@ -1,4 +1,4 @@
-"""Search spaces: YAML files of the shape of ``Space``, the shipped ones in ``tune_spaces/``. Not here: the sweep."""
+"""Search spaces: YAML files of the shape of ``Space``, the shipped ones in ``tune_spaces/``."""
 
 import warnings
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from raydelta.config import Positive, Section, Share, load_config, read_yaml, validated
 from raydelta.errors import UserError
+from raydelta.recipes import MethodName
 
 SPACES = Path(__file__).parent / "tune_spaces"
 SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
@@ -16,27 +17,14 @@ SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "
 Not the seed either: it decides which labels validate, and trials on other validation images cannot be compared.
 """
 
-Compared = Literal[
-    "ensemble",
-    "ensemble, untranslated",
-    "from scratch",
+DEFAULT_METHODS: tuple[MethodName, ...] = (
+    "unguided",
+    "guided",
     "fine-tuned",
+    "from scratch",
     "joint training",
-    "randomised",
-    "FDA",
-    "translated only",
-    "student",
-    "pseudo-labels",
-    "mean teacher",
-    "mean teacher, translated",
     "oracle",
-]
-"""What the translator is compared with. Named here, as the driver reads spaces before it imports torch."""
-
-Method = Literal["unguided", "guided", Compared, "guided, shuffled labels", "joint training, shuffled labels"]
-"""Rows of the table; what each is made of stands in ``recipes.METHODS``."""
-
-DEFAULT_METHODS: tuple[Method, ...] = ("unguided", "guided", "fine-tuned", "from scratch", "joint training", "oracle")
+)
 
 
 class Dimension(Section):
@@ -82,7 +70,7 @@ class Resources(Section):
 class TableConfig(Section):
     """What is trained after the sweep, with the best trial's settings, to compare it with."""
 
-    methods: tuple[Method, ...] = DEFAULT_METHODS
+    methods: tuple[MethodName, ...] = DEFAULT_METHODS
     budgets: tuple[Positive, ...] | None = None  # None: the best trial's
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: the best trial's
 

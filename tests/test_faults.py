@@ -15,7 +15,7 @@ from raydelta.data.prepare import prepare_data
 from raydelta.training.job import make_job
 from raydelta.training.run import train_here, working_directory
 from raydelta.tuning.tune import run_tune
-from tests.test_spaces import write_space
+from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_jobs import write_home
+from tests.compute.test_remote import write_home
 from tests.tiny import TINY_ARGUMENTS
 
 pytestmark = pytest.mark.timeout(900)

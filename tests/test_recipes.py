@@ -1,9 +1,8 @@
 from typing import get_args
 
-from raydelta.recipes import METHODS, Kind
-from raydelta.search_space import Method
+from raydelta.recipes import METHODS, Kind, MethodName
 
 
-def test_the_methods_of_a_space_are_the_methods_there_are() -> None:
-    assert set(get_args(Method)) == set(METHODS)
+def test_every_method_name_has_an_entry() -> None:
+    assert set(get_args(MethodName)) == set(METHODS)
     assert {method.kind for method in METHODS.values()} | {"expert"} == set(get_args(Kind))

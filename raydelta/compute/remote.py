@@ -2,8 +2,7 @@
 
 A job runs on the cluster's head and outlives whoever submitted it. Its working directory is the package as it is here,
 with the space and config files of the command, and nothing else: what is trained is the code at hand, and no data set,
-run directory or secret leaves this machine with it. Not here: what a job does (tuning), and Ray on this machine
-(cluster).
+run directory or secret leaves this machine with it.
 """
 
 import contextlib
@@ -25,9 +24,8 @@ from urllib.parse import quote
 
 import yaml
 
-import raydelta
 from raydelta.compute.cluster import TOKEN, set_defaults, token_header
-from raydelta.config import BUILT_IN, Config, load_config, parse_override
+from raydelta.config import BUILT_IN_SETS, Config, load_config, parse_override
 from raydelta.errors import UserError
 from raydelta.progress import clock
 from raydelta.search_space import load_space
@@ -225,7 +223,7 @@ def _submit(address: str, arguments: Sequence[str], space: str, config: Path | N
             if job["status"] not in ENDED:
                 return job["submission_id"], False
         shutil.copytree(
-            Path(raydelta.__file__).parent, tree / "raydelta", ignore=shutil.ignore_patterns("__pycache__", ".*")
+            Path(__file__).parents[1], tree / "raydelta", ignore=shutil.ignore_patterns("__pycache__", ".*")
         )
         name = f"{stem}.{len(attempts) + 1}"
         _send(address, name, command + ["--resume"] * resume, tree)
@@ -234,7 +232,7 @@ def _submit(address: str, arguments: Sequence[str], space: str, config: Path | N
 
 def _check_data(config: Config) -> None:
     for name, address in (("synthetic", config.data.synthetic), ("real", config.data.real)):
-        if address not in BUILT_IN and not is_remote(address) and not Path(address).is_absolute():
+        if address not in BUILT_IN_SETS and not is_remote(address) and not Path(address).is_absolute():
             raise UserError(
                 f"data.{name} = {address!r}: the cluster reads it, so give an address (s3://…) or an absolute path"
             )

@@ -7,7 +7,7 @@ set (it has a manifest) is used where it lies.
 import warnings
 from pathlib import Path
 
-from raydelta.config import BUILT_IN, Config, override
+from raydelta.config import BUILT_IN_SETS, Config, override
 from raydelta.data.importers import detect_listing, import_dataset
 from raydelta.data.listing import list_pictures
 from raydelta.data.shards import MANIFEST, BadItem, Domain, Manifest, list_ids, read_manifest
@@ -63,13 +63,13 @@ def unseen_sequences(uri: str, split: str) -> list[str]:
 
 def _is_source(name: str) -> bool:
     """Whether a set still has to be imported."""
-    return name not in BUILT_IN and not is_remote(name) and not (Path(name) / MANIFEST).exists()
+    return name not in BUILT_IN_SETS and not is_remote(name) and not (Path(name) / MANIFEST).exists()
 
 
 def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy | None) -> Path | str:
     data = config.data
     name = getattr(data, domain)
-    if name in BUILT_IN:
+    if name in BUILT_IN_SETS:
         images = data.synthetic_images if name == "simulated" else data.real_images
         counts = {"train": images, "test": data.test_images}
         made_from = [name, counts, data.width, data.height, SIMULATOR_VERSION]
@@ -77,7 +77,7 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
         if not (target / MANIFEST).exists():
             progress = Progress(f"make {name}")
             manifest = simulate_dataset(
-                BUILT_IN[name],
+                BUILT_IN_SETS[name],
                 target,
                 counts=counts,
                 width=data.width,
@@ -92,7 +92,7 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
     source = Path(name)
     if not source.is_dir():
         raise UserError(
-            f"data.{domain} = {name!r} is neither built in ({', '.join(BUILT_IN)}), nor a folder, nor an address"
+            f"data.{domain} = {name!r} is neither built in ({', '.join(BUILT_IN_SETS)}), nor a folder, nor an address"
         )
     source = source.resolve()
     listing = list_pictures(source)

@@ -2,9 +2,6 @@
 
 A data set is a folder of ``SPLIT-00000.parquet`` files and a ``manifest.json``, written last. A row is one image with
 its label, both still encoded, so that a shard streams from anywhere pyarrow or fsspec can read.
-
-Not here: how shards are written (writing) and checked (checking), where the images come from (importers), and how they
-reach a training step (streams).
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """``raydelta export``: a trained model for other programs (ONNX, torch.export), checked on photographs, with its card.
 
-The folder appears whole or not at all. Not here: the model itself, and reading the folder again (deploy), and what the
-card says (card).
+The folder appears whole or not at all.
 """
 
 import io

@@ -1,7 +1,4 @@
-"""What ``raydelta predict`` is given: files, folders, globs and addresses → named photographs and videos.
-
-Not here: decoding a photograph (reading), and what becomes of it (predict).
-"""
+"""What ``raydelta predict`` is given: files, folders, globs and addresses → named photographs and videos."""
 
 import re
 from collections.abc import Iterator, Sequence

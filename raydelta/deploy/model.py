@@ -1,7 +1,6 @@
 """A trained job as one plain module: uint8 photographs of any size in, class ids out. fp32, no Ray, no data set.
 
-An exported folder holds the same as ``config.yaml`` and ``model.safetensors``. Not here: many photographs (predict),
-and the formats of other programs (export).
+An exported folder holds the same as ``config.yaml`` and ``model.safetensors``.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """``raydelta predict``: masks for photographs and videos, with a trained model, over an actor pool of Ray Data.
 
 The actors read, predict and write; the driver learns only what became of each input. A mask is there whole or not at
-all, so a run that was killed goes on where it was. Not here: the model (deploy), which inputs there are (data.inputs).
+all, so a run that was killed goes on where it was.
 """
 
 import csv

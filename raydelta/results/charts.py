@@ -1,8 +1,7 @@
 """The charts of a report, as Vega-Lite specifications that Altair checks; the page draws them as SVG.
 
 Colours are CSS variables of the page, so one drawing serves light, dark and print. A chart that depends on what the
-reader has chosen has a signal of that name (method, training, best), which the page sets. Not here: what is shown
-(report) and the page itself (templates/report.html).
+reader has chosen has a signal of that name (method, training, best), which the page sets.
 """
 
 import json

@@ -1,7 +1,6 @@
 """The pictures of a report: a few test photographs with what a model makes of them, as data URIs for a web page.
 
-They are for looking at, and nothing is chosen by them. Drawn on the cluster after a sweep, or here. Not here: how masks
-become colours (pictures), and the page (report).
+They are for looking at, and nothing is chosen by them. Drawn on the cluster after a sweep, or here.
 """
 
 import base64

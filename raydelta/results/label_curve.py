@@ -16,8 +16,9 @@ from statistics import mean
 import numpy as np
 
 from raydelta.errors import UserError
+from raydelta.recipes import MethodName
 from raydelta.results.table import Row
-from raydelta.search_space import Method, ReplayConfig
+from raydelta.search_space import ReplayConfig
 
 RESAMPLES = 500
 INTERVAL = 0.8
@@ -100,7 +101,7 @@ Curve = dict[int, float]
 """Labels to train on → mIoU in percent."""
 
 
-def sum_up(settings: ReplayConfig, methods: Sequence[Method], rows: Sequence[Row]) -> list[str]:
+def sum_up(settings: ReplayConfig, methods: Sequence[MethodName], rows: Sequence[Row]) -> list[str]:
     """What each strategy needs for the mIoU that random choice ends with, and what more labels would bring."""
     split = next((row.split for row in rows if not row.split.startswith("synthetic")), None)
     findings = []

@@ -1,7 +1,6 @@
 """Pictures for people: masks in colour, contact sheets, labelled grids, bars of class shares. All drawn with Pillow.
 
 Images are uint8 [H, W, 3], masks uint8 [H, W] of taxonomy ids, 255 void; files appear whole or not at all.
-Not here: what the pictures show and where they are put (report, predict, cli).
 """
 
 import os

@@ -1,7 +1,7 @@
 """``raydelta report``: everything that is known of a run, gathered into one HTML file that needs nothing else.
 
 A run is a sweep's directory or a training's, finished or not: the page shows what there is, and says what is missing
-and which command brings it. Not here: what stands in each section (sections), charts (charts) and pictures (gallery).
+and which command brings it.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""The sections of a report: from the rows of the table, trials and curves to what the template shows.
-
-Not here: where these come from (report), how charts look (charts), and the words around them (templates/report.html).
-"""
+"""The sections of a report: from the rows of the table, trials and curves to what the template shows."""
 
 import itertools
 from collections import defaultdict

@@ -17,9 +17,9 @@ from raydelta.data.labels import choose_labels
 from raydelta.data.shards import list_ids
 from raydelta.data.streams import load_images
 from raydelta.errors import UserError
-from raydelta.recipes import METHODS
+from raydelta.recipes import METHODS, MethodName
 from raydelta.results.pictures import strip
-from raydelta.search_space import Method, ReplayConfig
+from raydelta.search_space import ReplayConfig
 from raydelta.selection.select import check_count, choose
 from raydelta.training.job import Job, label_ids, make_job
 
@@ -29,7 +29,7 @@ SHOWN = 8  # choices of each strategy in the picture
 def replay(
     settings: ReplayConfig,
     seeds: Sequence[int],
-    methods: Sequence[Method],
+    methods: Sequence[MethodName],
     config: Config,
     expert: Job,
     train: Callable[[Sequence[Job]], None],
@@ -84,7 +84,7 @@ def buy(job: Job, strategy: str, budget: int, settings: ReplayConfig, expert: Jo
     return make_job("translator", override(job.config, fields), expert.directory.parent, expert.directory)
 
 
-def with_labels_of(job: Job, method: Method, expert: Job) -> Job:
+def with_labels_of(job: Job, method: MethodName, expert: Job) -> Job:
     """A method of the table trained on the labels that a translator has bought."""
     made_of = METHODS[method]
     return make_job(made_of.kind, override(job.config, made_of.overrides), expert.directory.parent, expert.directory)

@@ -4,8 +4,6 @@ The pool are the photographs of the training split whose label the run has not u
 Ray Data, and only scores and small feature vectors come back, so memory does not grow with the pixels. No label is
 read, and no other split. Scores are kept beside the translator as they come: a selection that was killed goes on, and
 one of another size asks the networks nothing.
-
-Not here: the strategies (strategies), and what becomes of the new labels (labels).
 """
 
 import io

@@ -1,8 +1,7 @@
 """Which photographs to label next, the maths: what a label would teach, pixel by pixel, and the choice of a batch.
 
 A strategy turns a batch of photographs into heat maps; the mean heat of an image, or of a cell of it, is its score,
-where rare classes may count more. One place to add a strategy. Not here: how a pool is read and scored over Ray
-(selection).
+where rare classes may count more. One place to add a strategy.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """The curve of a training: what it reported on its way, one JSON object a line, kept beside what it became.
 
 A training that was killed goes on from a checkpoint and reports some steps again; the later line counts. Ray Tune
-writes its trials in the same shape, so they are read here too. Not here: what a report holds (training), how it is
-drawn (charts).
+writes its trials in the same shape, so they are read here too.
 """
 
 import contextlib

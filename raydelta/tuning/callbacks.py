@@ -1,4 +1,4 @@
-"""What the driver does beside a sweep: the line of progress, gauges, and what trackers are told. Not here: the sweep.
+"""What the driver does beside a sweep: the line of progress, gauges, and what trackers are told.
 
 Tune keeps its callbacks as pickles beside the sweep and takes them from there when it goes on, so they hold nothing
 that is open.

@@ -4,8 +4,6 @@ Every trial trains to the first rung; of those, the best third goes on to the ne
 waits holds no device and goes on from its checkpoint. Ray Tune's ASHA never waits: it lets the first trials run on
 while there is nothing to compare them with. Here every choice is made among all, so it is the same on any number of
 devices; at most, some of them wait for the last trials of a rung.
-
-Not here: what a trial is and how it goes on (trials, workers).
 """
 
 import math

@@ -3,8 +3,6 @@
 Everything here happens in the driver, which hears of every training anyway: no worker needs a key or a way to a server.
 Each tracker has a thread of its own, so that no training waits for one or dies of one: what it cannot be told now is
 tried again for a while, with one warning. Nothing opens a connection unless ``tracking.*`` says where to.
-
-Not here: figures among Ray's own metrics (metrics).
 """
 
 import importlib.util

@@ -14,7 +14,7 @@ import ray
 
 from raydelta.compute import gauges
 from raydelta.tuning.tune import run_tune
-from tests.test_spaces import write_space
+from tests.test_search_space import write_space
 from tests.tiny import TINY_ARGUMENTS
 
 DASHBOARD = Path(__file__).parents[2] / "clusters" / "grafana.json"

@@ -17,7 +17,7 @@ from raydelta.deploy.card import find_rows
 from raydelta.errors import UserError
 from raydelta.results.evaluate import evaluate_job
 from raydelta.results.table import write_table
-from tests.test_predict import photograph
+from tests.deploy.test_predict import photograph
 
 
 @pytest.fixture(scope="module")

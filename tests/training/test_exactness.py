@@ -17,8 +17,8 @@ from raydelta.training import checkpoint
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.job import Job, make_job
 from raydelta.training.run import train_here, working_directory
-from tests.test_training import same
 from tests.tiny import TINY
+from tests.training.test_loop import same
 
 KINDS = ["expert", "translator", "student", "mean teacher"]
 

@@ -8,7 +8,7 @@ import pytest
 from raydelta.results.sweep import Trial, read_trials
 from raydelta.tuning.halving import Rungs, expect_steps, make_milestones
 from raydelta.tuning.tune import run_tune
-from tests.test_spaces import write_space
+from tests.test_search_space import write_space
 from tests.tiny import TINY_ARGUMENTS
 
 

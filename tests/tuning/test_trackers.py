@@ -24,7 +24,7 @@ from raydelta.training.job import make_job
 from raydelta.tuning import trackers
 from raydelta.tuning.trackers import Run, end, log, open_trackers, show, start
 from raydelta.tuning.tune import run_tune
-from tests.test_spaces import write_space
+from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # of the form of a key of Weights & Biases

@@ -11,7 +11,7 @@ from raydelta.results.sweep import read_sweep, read_trials
 from raydelta.results.table import read_table
 from raydelta.training.job import make_job
 from raydelta.tuning.tune import in_waves, run_tune
-from tests.test_spaces import write_space
+from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
 

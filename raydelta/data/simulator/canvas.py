@@ -1,7 +1,4 @@
-"""What a simulated street is drawn with: labels, the scene's parameters, the camera and its RGBA canvas.
-
-Not here: textures, the things in a street, and where they stand.
-"""
+"""What a simulated street is drawn with: labels, the scene's parameters, the camera and its RGBA canvas."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
