@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from raydelta.config import Config
 
 Compared = Literal[
     "ensemble",
@@ -29,42 +31,65 @@ Kind = Literal["expert", "translator", Compared]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a segmenter for photographs is trained on."""
+    """What one training is made of; or, with members, which trainings are put together without another one."""
 
-    start: Literal["expert", "scratch", "student"]
-    synthetic: Literal["plain", "translated", "FDA", "randomised"] | None = None  # half of every batch, if any
+    section: Literal["expert", "translator", "student"] = "student"  # of the config: steps, batch and learning rate
+    start: Literal["expert", "scratch", "student"] = "expert"
+    synthetic: Literal["plain", "translated", "FDA", "randomised"] | None = None
     labels: Literal["budget", "all", "none"] = "budget"
     teacher: Literal["average", "ensemble"] | None = None  # of the unlabelled photographs, if any
+    members: tuple[Kind, ...] = ()
 
     @property
     def photographs(self) -> bool:
         """Whether it looks at photographs without labels."""
-        return self.teacher is not None or self.synthetic == "FDA"
+        return self.section == "translator" or self.teacher is not None or self.synthetic == "FDA"
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The sections of the config that decide its result, the seed included."""
+        if self.members:
+            return ("seed", "labels")
+        own = {
+            "expert": ("augment", "segmenter", "expert"),
+            "translator": ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"),
+            "student": ("labels", "augment", "segmenter", "student"),
+        }[self.section]
+        own += ("appearance",) * (self.synthetic not in (None, "plain"))
+        return ("seed", *own, *("self_training",) * (self.teacher is not None))
+
+    def batches(self, config: Config) -> dict[str, int]:
+        """Images a step from each stream, over all workers."""
+        if self.section == "expert":
+            return {"synthetic": config.expert.batch}
+        if self.section == "translator":
+            guided = {"labelled": config.guidance.batch} if config.guidance.weight > 0 else {}
+            return dict.fromkeys(("synthetic", "real"), config.translator.batch) | guided
+        supervised = ["synthetic"] * (self.synthetic is not None) + ["labelled"] * (self.labels != "none")
+        half = {"real": config.student.batch // 2} if self.photographs else {}
+        return dict.fromkeys(supervised, config.student.batch // len(supervised)) | half
 
 
-RECIPES: dict[str, Recipe] = {
-    "from scratch": Recipe("scratch"),
-    "fine-tuned": Recipe("expert"),
-    "joint training": Recipe("expert", "plain"),
-    "randomised": Recipe("expert", "randomised"),
-    "FDA": Recipe("expert", "FDA"),
-    "translated only": Recipe("expert", "translated", labels="none"),
-    "student": Recipe("expert", "translated"),
-    "pseudo-labels": Recipe("student", "translated", teacher="ensemble"),
-    "mean teacher": Recipe("expert", "plain", teacher="average"),
-    "mean teacher, translated": Recipe("expert", "translated", teacher="average"),
-    "oracle": Recipe("expert", "plain", labels="all"),
+RECIPES: dict[Kind, Recipe] = {
+    "expert": Recipe("expert", "scratch", "plain", labels="none"),
+    "translator": Recipe("translator", "scratch", "plain"),
+    "from scratch": Recipe(start="scratch"),
+    "fine-tuned": Recipe(),
+    "joint training": Recipe(synthetic="plain"),
+    "randomised": Recipe(synthetic="randomised"),
+    "FDA": Recipe(synthetic="FDA"),
+    "translated only": Recipe(synthetic="translated", labels="none"),
+    "student": Recipe(synthetic="translated"),
+    "pseudo-labels": Recipe(start="student", synthetic="translated", teacher="ensemble"),
+    "mean teacher": Recipe(synthetic="plain", teacher="average"),
+    "mean teacher, translated": Recipe(synthetic="translated", teacher="average"),
+    "oracle": Recipe(synthetic="plain", labels="all"),
+    "ensemble": Recipe(members=("translator", "student")),
+    "ensemble, untranslated": Recipe(members=("joint training", "mean teacher")),
 }
-"""The rows of the table that are one segmenter. ``student`` against ``joint training`` is the control for translation:
-they differ in nothing but the synthetic images that are swapped for translated ones."""
-
-
-ENSEMBLES: dict[str, tuple[Kind, ...]] = {
-    "ensemble": ("translator", "student"),
-    "ensemble, untranslated": ("joint training", "mean teacher"),
-}
-"""The rows that are several trainings together; the second is the control for what two networks are worth anyway. The
-expert on untranslated photographs is no member: it is confident where it is wrong, and cost three points."""
+"""``student`` against ``joint training`` is the control for translation: they differ only in the synthetic images
+that are swapped for translated ones. ``ensemble, untranslated`` is the control for what two networks are worth anyway.
+The expert on untranslated photographs is no member: it is confident where it is wrong, and cost three points."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +105,7 @@ SHUFFLED = {"labels.shuffle": True}
 METHODS: dict[str, Method] = {
     "unguided": Method("translator", UNGUIDED),
     "guided": Method("translator"),
-    **{name: Method(name) for name in (*ENSEMBLES, *RECIPES)},  # type: ignore[arg-type]
+    **{name: Method(name) for name in get_args(Compared)},
     "guided, shuffled labels": Method("translator", SHUFFLED),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }

@@ -31,17 +31,16 @@ def order_labels(labelled: Sequence[tuple[str, str]], seed: int) -> list[str]:
 
 
 def choose_labels(
-    labelled: Sequence[tuple[str, str]], config: LabelConfig, seed: int, budget: int | None = None
+    labelled: Sequence[tuple[str, str]], config: LabelConfig, seed: int, budget: int
 ) -> tuple[list[str], list[str]]:
     """The ids of the training labels and of the validation labels.
 
     Args:
-        budget: in place of ``labels.budget``; -1 for all that validation leaves.
+        budget: training labels; -1 for all that validation leaves.
 
     Raises:
         UserError: there are fewer labels than asked for, or ``labels.ids`` buys one that validates.
     """
-    budget = config.budget if budget is None else budget
     order = order_labels(labelled, seed)
     if config.validation + max(0, budget) > len(order):
         raise UserError(

@@ -21,7 +21,6 @@ from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
-from raydelta.recipes import ENSEMBLES
 from raydelta.storage import write_atomically
 from raydelta.training.checkpoint import read_config
 from raydelta.training.job import Job, find_job
@@ -135,7 +134,7 @@ def build(job: Job) -> Deployed:
     """The model of a finished job."""
     taxonomy, data = read_manifest(job.config.data.synthetic).taxonomy, job.config.data
     settings, chains = [], []
-    for part in job.members if job.kind in ENSEMBLES else (job,):
+    for part in job.members if job.recipe.members else (job,):
         translates = part.kind == "translator"
         directory = part.expert if translates else part.directory
         assert directory is not None

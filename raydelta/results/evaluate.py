@@ -8,7 +8,6 @@ from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import load_images
 from raydelta.progress import Progress
-from raydelta.recipes import ENSEMBLES
 from raydelta.results.table import Row
 from raydelta.training.job import Job, label_ids, read_stage
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
@@ -66,13 +65,13 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 real=read_manifest(data.real).name,
                 split=title,
                 device_hours=device_hours(job),
-                start=job.recipe.start if job.recipe else "expert",
+                start=job.recipe.start if job.recipe.section == "student" else "expert",
                 pretraining=job.config.segmenter.weights,
                 miou=mean_iou(ious),
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
-                stage=None if job.kind in ENSEMBLES else job.directory.name,
+                stage=None if job.recipe.members else job.directory.name,
                 confusion=confusion.tolist(),
             )
             rows.append(row)

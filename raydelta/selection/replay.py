@@ -62,7 +62,7 @@ def replay(
 def begin(config: Config, expert: Job) -> Job:
     """The translator that every strategy starts from, on the seeded labels."""
     labelled = [(name, sequence) for name, sequence, known in list_ids(config.data.real, "train") if known]
-    train, validation = choose_labels(labelled, config.labels, config.seed)
+    train, validation = choose_labels(labelled, config.labels, config.seed, config.labels.budget)
     bought = {"labels.ids": {"train": train, "validation": validation}}
     return make_job("translator", override(config, bought), expert.directory.parent, expert.directory)
 

@@ -100,7 +100,7 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
     plain = {"real"}
     if job.kind == "translator":
         plain = {"real", "synthetic", "labelled"}
-    elif job.recipe is not None and job.recipe.synthetic == "translated":
+    elif job.recipe.synthetic == "translated":
         plain = {"real", "synthetic"}
     unused = {"real", "synthetic"} if job.kind == "translator" else {"real"}
     geometry, both = (build_augment(config.augment, data.height, data.width, colour) for colour in (False, True))
@@ -124,7 +124,7 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
 
 def _build_student(job: Job, classes: int, place: Place) -> StudentTraining:
     config, recipe = job.config, job.recipe
-    assert recipe is not None and job.expert is not None
+    assert job.expert is not None
     start = job.student.directory if recipe.start == "student" and job.student else job.expert
     network = (
         build_segmenter(config.segmenter, classes) if recipe.start == "scratch" else load_segmenter(start, classes)
@@ -138,7 +138,6 @@ def _build_student(job: Job, classes: int, place: Place) -> StudentTraining:
 def _build_appearance(job: Job, place: Place) -> Appearance:
     """How the job's synthetic images look to the student."""
     config, recipe = job.config, job.recipe
-    assert recipe is not None
     if recipe.synthetic == "FDA":
         return lambda synthetic, real: swap_amplitude(
             synthetic, _as_many(real, len(synthetic)), config.appearance.bandwidth

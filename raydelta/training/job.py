@@ -14,7 +14,7 @@ from raydelta.config import Config, load_config, override
 from raydelta.data.labels import check_bought, choose_labels
 from raydelta.data.shards import data_fingerprint, is_plain, list_ids
 from raydelta.errors import UserError
-from raydelta.recipes import ENSEMBLES, METHODS, RECIPES, UNGUIDED, Kind, Recipe
+from raydelta.recipes import METHODS, RECIPES, UNGUIDED, Kind, Recipe
 from raydelta.storage import fingerprint, write_atomically
 from raydelta.training import checkpoint
 
@@ -40,9 +40,9 @@ class Job(BaseModel):
         return list({job.directory: job for job in ordered}.values())
 
     @property
-    def recipe(self) -> Recipe | None:
-        """What a segmenter for photographs is trained on; None for the other kinds."""
-        return RECIPES.get(self.kind)
+    def recipe(self) -> Recipe:
+        """What it is made of."""
+        return RECIPES[self.kind]
 
     @property
     def done(self) -> bool:
@@ -52,39 +52,23 @@ class Job(BaseModel):
     @property
     def large_sets(self) -> tuple[str, ...]:
         """Which of the large training sets it draws from."""
-        if self.recipe is None:
-            return ("synthetic",) if self.kind == "expert" else ("synthetic", "real")
         return ("synthetic",) * (self.recipe.synthetic is not None) + ("real",) * self.recipe.photographs
 
     @property
     def budget(self) -> int:
         """Labelled training images; -1 for all."""
-        if self.recipe is None:
-            guided = self.kind == "translator" and self.config.guidance.weight > 0
-            return self.config.labels.budget if guided or self.kind in ENSEMBLES else 0
-        return {"budget": self.config.labels.budget, "all": -1, "none": 0}[self.recipe.labels]
+        unguided = self.kind == "translator" and self.config.guidance.weight == 0
+        return {"budget": self.config.labels.budget, "all": -1, "none": 0}["none" if unguided else self.recipe.labels]
 
     @property
     def batches(self) -> dict[str, int]:
         """Images a step from each stream, over all workers."""
-        config = self.config
-        if self.kind == "expert":
-            return {"synthetic": config.expert.batch}
-        if self.recipe is None:
-            guided = {"labelled": config.guidance.batch} if config.guidance.weight > 0 else {}
-            return dict.fromkeys(("synthetic", "real"), config.translator.batch) | guided
-        supervised = ["synthetic"] * (self.recipe.synthetic is not None) + ["labelled"] * (self.recipe.labels != "none")
-        half = config.student.batch // 2
-        return dict.fromkeys(supervised, config.student.batch // len(supervised)) | (
-            {"real": half} if self.recipe.photographs else {}
-        )
+        return self.recipe.batches(self.config)
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        if self.kind == "expert":
-            return self.config.expert.steps
-        return self.config.translator.steps if self.kind == "translator" else self.config.student.steps
+        return getattr(self.config, self.recipe.section).steps
 
 
 def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None) -> Job:
@@ -93,21 +77,21 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     Two configs that differ only in what this training does not use share one directory. How it runs (``compute``) is
     no input, but for the precision.
     """
-    recipe = RECIPES.get(kind)
+    recipe = RECIPES[kind]
     translator = student = None
     if kind == "translator" and config.translator.start is not None:
         translator = _find_start(config, runs)
-    if recipe is not None and recipe.synthetic == "translated":
+    if recipe.synthetic == "translated":
         at = override(config, UNGUIDED) if recipe.labels == "none" else config
         translator = make_job("translator", at, runs, expert)
-    if recipe is not None and recipe.start == "student":
+    if recipe.start == "student":
         student = make_job("student", config, runs, expert)
-    taught_by = "ensemble" if recipe is not None and recipe.teacher == "ensemble" else kind
-    members = tuple(make_job(member, config, runs, expert) for member in ENSEMBLES.get(taught_by, ()))
+    together = RECIPES["ensemble"].members if recipe.teacher == "ensemble" else recipe.members
+    members = tuple(make_job(member, config, runs, expert) for member in together)
     parents = [job.directory.name for job in (translator, student, *members) if job is not None]
 
     tree = config.model_dump(mode="json")
-    inputs: dict[str, Any] = {name: tree[name] for name in _sections(kind, recipe)}
+    inputs: dict[str, Any] = {name: tree[name] for name in recipe.sections}
     if config.labels.ids is None:  # stages from before there was such a field keep their names
         tree["labels"].pop("ids")
     tree["translator"].pop("start")  # it is a parent
@@ -122,7 +106,7 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         inputs["parents"] = list(dict.fromkeys(parents))
         if kind == "translator" and config.guidance.weight == 0:  # labels only validate, guidance is unused
             inputs["guidance"] = None
-        if (kind == "translator" and config.guidance.weight == 0) or (recipe is not None and recipe.labels != "budget"):
+        if (kind == "translator" and config.guidance.weight == 0) or recipe.labels != "budget":
             inputs["labels"] = {"validation": config.labels.validation}
             if config.labels.ids is not None and config.labels.ids.validation:
                 inputs["labels"]["ids"] = config.labels.ids.validation
@@ -158,19 +142,6 @@ def _find_start(config: Config, runs: Path) -> Job:
                 "to the same"
             )
     return job
-
-
-def _sections(kind: Kind, recipe: Recipe | None) -> list[str]:
-    """The sections of the config that a training uses itself."""
-    if kind == "expert":
-        return ["seed", "augment", "segmenter", "expert"]
-    if kind in ENSEMBLES:
-        return ["seed", "labels"]
-    if recipe is None:
-        return ["seed", "labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"]
-    own = ["seed", "labels", "augment", "segmenter", "student"]
-    own += ["appearance"] * (recipe.synthetic not in (None, "plain"))
-    return own + ["self_training"] * (recipe.teacher is not None)
 
 
 def read_job(directory: Path) -> Job:
@@ -220,7 +191,7 @@ def find_job(run: Path, method: str | None = None) -> Job:
         raise UserError(f"--method {method!r}: choose of {', '.join(METHODS)}")
     config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
     job = make_job(row.kind, override(config, row.overrides), runs, make_job("expert", config, runs).directory)
-    if job.kind not in ENSEMBLES:
+    if not job.recipe.members:
         return read_job(job.directory)
     missing = [part.directory.name for part in job.members if not part.done]
     if missing:
@@ -232,6 +203,9 @@ def label_ids(job: Job) -> tuple[list[str], list[str]]:
     """The ids behind the job's label budget: training, validation."""
     if job.kind == "expert":
         return [], []
+    stage = read_stage(job.directory)
+    if stage is not None:
+        return stage["labels_train"], stage["labels_val"]
     samples = list_ids(job.config.data.real, "train")
     available = [(name, sequence) for name, sequence, labelled in samples if labelled]
     if job.config.labels.ids is not None:

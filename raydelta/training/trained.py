@@ -12,7 +12,6 @@ from raydelta.compute.device import Place
 from raydelta.data.shards import read_manifest
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
-from raydelta.recipes import ENSEMBLES
 from raydelta.training import checkpoint
 from raydelta.training.job import Job
 from raydelta.training.supervised import Predict, build_predictor
@@ -37,7 +36,7 @@ class Model:
 def load_model(job: Job, place: Place) -> Model:
     """The model of a complete stage (an ensemble: of its parts) on the place's device: images in [-1, 1] → logits."""
     classes = len(read_manifest(job.config.data.synthetic).taxonomy)
-    if job.kind in ENSEMBLES:
+    if job.recipe.members:
         return Model(ensemble([load_model(member, place).predict for member in job.members]), None)
     if job.kind != "translator":
         return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)

@@ -205,12 +205,10 @@ def _best_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def in_waves(jobs: Sequence[Any]) -> list[list[Any]]:
     """The jobs and all they build on, but for the expert, in waves: every job's parents are in an earlier one."""
-    from raydelta.recipes import ENSEMBLES
-
     waves: dict[int, dict[Path, Any]] = {}
     for job in jobs:
         for each in [*job.parents, job]:
-            if each.kind not in ("expert", *ENSEMBLES):
+            if each.kind != "expert" and not each.recipe.members:
                 waves.setdefault(_depth(each), {})[each.directory] = each
     return [list(waves[depth].values()) for depth in sorted(waves)]
 

@@ -14,7 +14,7 @@ SEQUENCE = dict(EVEN)
 
 
 def choose(budget: int, seed: int = 0, validation: int = 8) -> tuple[list[str], list[str]]:
-    return choose_labels(EVEN, LabelConfig(budget=budget, validation=validation), seed)
+    return choose_labels(EVEN, LabelConfig(budget=budget, validation=validation), seed, budget)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -93,7 +93,8 @@ def bought(
     train: list[str], budget: int | None = None, validation: list[str] | None = None, count: int = 8, seed: int = 0
 ) -> tuple[list[str], list[str]]:
     ids = LabelIds(train=tuple(train), validation=tuple(validation or ()))
-    return choose_labels(EVEN, LabelConfig(budget=budget or len(train), validation=count, ids=ids), seed)
+    config = LabelConfig(budget=budget or len(train), validation=count, ids=ids)
+    return choose_labels(EVEN, config, seed, config.budget)
 
 
 def not_validating(count: int) -> list[str]:

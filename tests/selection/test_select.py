@@ -53,7 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def translator(folder: Path) -> Job:
     """Trained where labels that it has not bought cannot be decoded, and where there is no test shard."""
     plain = load_config(overrides=TINY | STEPS)
-    bought = {name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed) for name in names}
+    bought = {
+        name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed, plain.labels.budget) for name in names
+    }
 
     def only_bought(name: str, mask: np.ndarray) -> bytes | None:
         return every_label(name, mask) if name in bought else b"reading this label is a fault"

@@ -15,7 +15,7 @@ from raydelta.data.streams import Images, MemoryStream
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_label
 from raydelta.errors import UserError
-from raydelta.recipes import ENSEMBLES, METHODS, Kind
+from raydelta.recipes import METHODS, RECIPES, Kind
 from raydelta.training import checkpoint
 from raydelta.training.assemble import Parts, assemble, load_labelled, open_large_sets
 from raydelta.training.job import Job, label_ids, make_job, read_job, read_stage
@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path) -> Config:
     """Both sets lack their test shard, and labels that the budget does not buy cannot be decoded."""
     plain = load_config(overrides=TINY | STEPS)
-    bought = {name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed) for name in names}
+    bought = {
+        name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed, plain.labels.budget) for name in names
+    }
 
     def only_bought(name: str, mask: np.ndarray) -> bytes | None:
         return encode_label(mask) if name in bought else b"reading this label is a fault"
@@ -59,6 +61,9 @@ def all_labelled(folder: Path, config: Config) -> Config:
 @pytest.fixture(scope="module")
 def unlabelled(folder: Path, config: Config) -> Config:
     return override(config, {"data.real": write_set(folder / "street none", "street", REAL_NAMES, no_label)})
+
+
+ENSEMBLES = [kind for kind, recipe in RECIPES.items() if recipe.members]
 
 
 def train_job(job: Job) -> Trained:
@@ -231,7 +236,7 @@ def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -
     job, reports = train_job(job)
     assert job.done
     stage = read_stage(job.directory)
-    train, validation = choose_labels(REAL_NAMES, config.labels, config.seed)
+    train, validation = choose_labels(REAL_NAMES, config.labels, config.seed, config.labels.budget)
     assert (stage["labels_train"], stage["labels_val"]) == ([] if kind == "translated only" else train, validation)
     assert (len(train), len(validation)) == (4, 2)
     assert stage["metrics"]["device_seconds"] > 0
@@ -259,7 +264,7 @@ def test_an_ensemble_lies_between_its_members(config: Config, expert: Trained, k
     images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
     together = load_model(job, HERE).predict(images)
     members = [load_model(member, HERE).predict(images).softmax(1) for member in job.members]
-    assert [member.kind for member in job.members] == list(ENSEMBLES[kind])
+    assert [member.kind for member in job.members] == list(RECIPES[kind].members)
     assert torch.allclose(together.exp().sum(1), torch.ones(2, HEIGHT, WIDTH), atol=1e-5)
     assert (together.exp() <= torch.stack(members).amax(0) + 1e-5).all()
     assert (together.exp() >= torch.stack(members).amin(0) - 1e-5).all()
