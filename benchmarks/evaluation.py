@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(overrides=[*FULL, *options.overrides])
     place, shape = find_place(config), (config.data.height, config.data.width)
-    r2s = freeze(Generator(config.generator.width, config.generator.blocks, config.generator.identity_start))
+    r2s = freeze(Generator(config.generator))
     r2s = r2s.to(place.device)
     expert = freeze(build_segmenter(config.segmenter, CLASSES)).to(place.device, place.dtype)
     random = np.random.default_rng(0)

@@ -41,10 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(overrides=[*FULL, *options.overrides])
     settings = config.generator
-    chain = Chain(
-        build_segmenter(config.segmenter, len(CAMVID11)),
-        Generator(settings.width, settings.blocks, settings.identity_start),
-    )
+    chain = Chain(build_segmenter(config.segmenter, len(CAMVID11)), Generator(settings))
     made_of = DeployConfig(
         run="benchmark",
         taxonomy=CAMVID11,

@@ -159,8 +159,7 @@ def _read_exported(path: Path) -> Deployed:
     config = validated(DeployConfig, read_yaml(path / CONFIG), str(path / CONFIG))
     chains = []
     for chain in config.chains:
-        settings = chain.generator
-        generator = Generator(settings.width, settings.blocks, settings.identity_start) if settings else None
+        generator = Generator(chain.generator) if chain.generator else None
         chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy)), generator))
     model = Deployed(config, chains)
     try:

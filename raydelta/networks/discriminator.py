@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydelta.config import DiscriminatorConfig
 from raydelta.networks.layers import Conv2d, initialise, normalise
 
 
@@ -12,8 +13,9 @@ class Discriminator(nn.Module):
     With ``layers`` = 3 a patch is 70 pixels wide, with 2 it is 34, with 1 it is 16.
     """
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
+        width, layers = config.width, config.layers
         widths = [width * min(2**level, 8) for level in range(layers + 1)]
         self.first = Conv2d(3, width, 4, stride=2, padding=1)
         self.middle = nn.ModuleList(

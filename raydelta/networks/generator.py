@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydelta.config import GeneratorConfig
 from raydelta.networks.layers import Conv2d, ConvTranspose2d, initialise, normalise
 
 
@@ -14,9 +15,9 @@ class Generator(nn.Module):
     expert sees untranslated images at first and not noise; the output is then not bounded by a tanh.
     """
 
-    def __init__(self, width: int, blocks: int, identity_start: bool) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.identity_start = identity_start
+        width, self.identity_start = config.width, config.identity_start
         self.first = Conv2d(3, width, 7, bias=False)
         self.down = nn.ModuleList(
             [
@@ -24,7 +25,7 @@ class Generator(nn.Module):
                 Conv2d(2 * width, 4 * width, 3, stride=2, padding=1, bias=False),
             ]
         )
-        self.blocks = nn.ModuleList([ResidualBlock(4 * width) for _ in range(blocks)])
+        self.blocks = nn.ModuleList([ResidualBlock(4 * width) for _ in range(config.blocks)])
         self.up = nn.ModuleList(
             [
                 ConvTranspose2d(4 * width, 2 * width, 3, stride=2, padding=1, output_padding=1, bias=False),
@@ -33,7 +34,7 @@ class Generator(nn.Module):
         )
         self.last = Conv2d(width, 3, 7)
         initialise(self)
-        if identity_start:
+        if self.identity_start:
             nn.init.zeros_(self.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:

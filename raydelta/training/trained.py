@@ -49,8 +49,7 @@ def load_model(job: Job, place: Place) -> Model:
 def read_generator(directory: Path, name: str) -> nn.Module:
     """A generator of a complete translator stage, frozen, on the CPU."""
     path = directory / "checkpoint"
-    settings = checkpoint.read_config(path).generator
-    generator = Generator(settings.width, settings.blocks, settings.identity_start)
+    generator = Generator(checkpoint.read_config(path).generator)
     generator.load_state_dict(checkpoint.read_weights(path, name))
     return freeze(generator)
 

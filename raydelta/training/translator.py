@@ -36,9 +36,8 @@ class TranslatorTraining:
             None if expert is None else expert.to(place.device, place.dtype)
         )  # frozen, so in the type it computes in
 
-        g, d = config.generator, config.discriminator
-        self.r2s, self.s2r = (Generator(g.width, g.blocks, g.identity_start).to(place.device) for _ in range(2))
-        self.d_synthetic, self.d_real = (Discriminator(d.width, d.layers).to(place.device) for _ in range(2))
+        self.r2s, self.s2r = (Generator(config.generator).to(place.device) for _ in range(2))
+        self.d_synthetic, self.d_real = (Discriminator(config.discriminator).to(place.device) for _ in range(2))
         self.r2s_ema, self.s2r_ema = freeze(copy.deepcopy(self.r2s)), freeze(copy.deepcopy(self.s2r))
         self._r2s, self._s2r = place.parallel(self.r2s), place.parallel(self.s2r)
         self._d_synthetic, self._d_real = place.parallel(self.d_synthetic), place.parallel(self.d_real)

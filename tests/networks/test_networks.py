@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raydelta.config import SegmenterConfig, load_config
+from raydelta.config import DiscriminatorConfig, GeneratorConfig, SegmenterConfig, load_config
 from raydelta.errors import UserError
 from raydelta.networks import Discriminator, Generator, build_segmenter
 from raydelta.networks.layers import Conv2d, ConvTranspose2d, normalise
@@ -14,6 +14,14 @@ from raydelta.networks.layers import Conv2d, ConvTranspose2d, normalise
 torch.set_num_threads(1)
 
 SMALL = {"depth": 3, "decoder_channels": (8, 8, 8)}
+
+
+def generator(blocks: int, identity_start: bool) -> Generator:
+    return Generator(GeneratorConfig(width=4, blocks=blocks, identity_start=identity_start))
+
+
+def discriminator(layers: int) -> Discriminator:
+    return Discriminator(DiscriminatorConfig(width=4, layers=layers))
 
 
 def randomise(network: nn.Module, scale: float = 0.2) -> nn.Module:
@@ -27,7 +35,7 @@ def randomise(network: nn.Module, scale: float = 0.2) -> nn.Module:
 @pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("size", [(32, 32), (16, 48)])
 def test_a_generator_keeps_the_shape(identity_start: bool, blocks: int, size: tuple[int, int]) -> None:
-    output = randomise(Generator(4, blocks, identity_start))(torch.rand(2, 3, *size) * 2 - 1)
+    output = randomise(generator(blocks, identity_start))(torch.rand(2, 3, *size) * 2 - 1)
     assert output.shape == (2, 3, *size)
     assert output.isfinite().all()
 
@@ -35,13 +43,13 @@ def test_a_generator_keeps_the_shape(identity_start: bool, blocks: int, size: tu
 def test_an_untrained_generator_with_identity_start_returns_its_input_exactly() -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    assert torch.equal(Generator(4, 2, identity_start=True)(images), images)
-    assert not torch.allclose(Generator(4, 2, identity_start=False)(images), images, atol=0.1)
+    assert torch.equal(generator(2, True)(images), images)
+    assert not torch.allclose(generator(2, False)(images), images, atol=0.1)
 
 
 def test_a_generator_with_identity_start_can_learn() -> None:
     torch.manual_seed(0)
-    network = Generator(4, 1, identity_start=True)
+    network = generator(1, True)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
     for _ in range(3):
         optimiser.zero_grad()
@@ -51,10 +59,10 @@ def test_a_generator_with_identity_start_can_learn() -> None:
 
 
 def test_without_identity_start_the_output_is_bounded() -> None:
-    assert randomise(Generator(4, 1, identity_start=False), 5.0)(torch.rand(1, 3, 32, 32)).abs().max() <= 1
+    assert randomise(generator(1, False), 5.0)(torch.rand(1, 3, 32, 32)).abs().max() <= 1
 
 
-@pytest.mark.parametrize("network", [Generator(4, 1, True), Generator(4, 1, False), Discriminator(4, 2)])
+@pytest.mark.parametrize("network", [generator(1, True), generator(1, False), discriminator(2)])
 def test_samples_of_a_batch_do_not_touch_each_other(network: nn.Module) -> None:
     randomise(network)
     images = torch.rand(3, 3, 32, 32)
@@ -64,7 +72,7 @@ def test_samples_of_a_batch_do_not_touch_each_other(network: nn.Module) -> None:
 
 @pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70)])
 def test_a_discriminator_sees_patches_of_the_documented_size(layers: int, patch: int) -> None:
-    network = randomise(Discriminator(4, layers))
+    network = randomise(discriminator(layers))
     images = torch.rand(1, 3, 128, 128).requires_grad_(True)
     x = network.first(images)
     for layer in network.middle:  # without the normalisation, which sees the whole image
@@ -82,7 +90,7 @@ def test_a_discriminator_that_the_config_allows_scores_the_smallest_images_it_al
         config = load_config(overrides=["data.width=32", "data.height=32", f"discriminator.layers={layers}"])
     except UserError:
         return
-    scores = Discriminator(4, config.discriminator.layers)(torch.rand(1, 3, 32, 32))
+    scores = discriminator(config.discriminator.layers)(torch.rand(1, 3, 32, 32))
     assert scores.shape[:2] == (1, 1)
     assert scores.numel() > 0
 
@@ -112,7 +120,7 @@ def test_normalise_gradient(batch: int, layout: torch.memory_format, input_layou
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("network", [Generator(4, 1, True), Generator(4, 1, False), Discriminator(4, 2)])
+@pytest.mark.parametrize("network", [generator(1, True), generator(1, False), discriminator(2)])
 def test_bf16_in_gives_bf16_out_with_fp32_weights(network: nn.Module) -> None:
     randomise(network)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -211,6 +219,6 @@ def forward_of_a_discriminator(network: Discriminator, images: Tensor) -> Tensor
 
 
 def test_a_discriminator_is_the_patchgan() -> None:
-    network = randomise(Discriminator(4, 3))
+    network = randomise(discriminator(3))
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(network(images), forward_of_a_discriminator(network, images), atol=1e-4, rtol=1e-4)
