@@ -14,6 +14,10 @@ Batch = tuple[Tensor, Tensor | None]
 """Images float (N, 3, H, W) in [-1, 1]; labels long (N, H, W) with IGNORE, or None."""
 
 
+NORMALISATION = (-1.0, 1.0)
+"""What 0 and 255 become before a network sees them."""
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 in 0..255 → float in [-1, 1]."""
     return images.float() / 127.5 - 1.0

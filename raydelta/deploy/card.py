@@ -33,7 +33,7 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], p
     """Write the card of a job's model.
 
     Args:
-        checks: the fields of each ``export.Check``.
+        checks: the fields of each ``export.Agreement``.
     """
     config, data = model.config, job.config.data
     train, validation = count_labels(job)

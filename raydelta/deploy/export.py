@@ -29,11 +29,11 @@ from raydelta.training.job import find_job
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 CHECKED = 8  # photographs, at most
-AGREEMENT = 0.999  # share of the pixels on which an exported model has to say the same as load()
+REQUIRED = 0.999  # share of the pixels on which an exported model has to say the same as load()
 
 
 @dataclass(frozen=True)
-class Check:
+class Agreement:
     """How one exported model did on the photographs of one size, beside the model itself in torch."""
 
     model: str
@@ -57,7 +57,7 @@ class _Program(nn.Module):
         return logits.max(1).indices.byte(), logits
 
 
-def export(run: Path, out: Path, method: str | None = None) -> list[Check]:
+def export(run: Path, out: Path, method: str | None = None) -> list[Agreement]:
     """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
 
     Args:
@@ -123,7 +123,7 @@ def _photographs(uri: str, scale: float) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image.resize((width, height))) for image in images]))
 
 
-def _check(model: Deployed, folder: Path, images: Tensor) -> list[Check]:
+def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
     """Compare what lies in the folder with the model.
 
     Raises:
@@ -149,14 +149,14 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Check]:
                 agreement = float((ids == true_ids).float().mean())
                 deviation = float((logits - true_logits).abs().max())
                 size = images.shape[2], images.shape[1]
-                checks.append(Check(name, *size, agreement, deviation, seconds, torch_seconds))
+                checks.append(Agreement(name, *size, agreement, deviation, seconds, torch_seconds))
     finally:
         torch.set_num_threads(threads)
     for check in checks:
-        if check.agreement < AGREEMENT:
+        if check.agreement < REQUIRED:
             raise UserError(
                 f"{model.config.run}: exported as {check.model} it says the same as in torch on only "
-                f"{check.agreement:.2%} of the pixels of {len(images)} photographs; {AGREEMENT:.1%} are needed, so "
+                f"{check.agreement:.2%} of the pixels of {len(images)} photographs; {REQUIRED:.1%} are needed, so "
                 "nothing was written; try other versions of torch and onnxruntime"
             )
     return checks

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from raydelta.config import GeneratorConfig, SegmenterConfig, read_yaml, validated
 from raydelta.data.augment import to_float
-from raydelta.data.shards import read_manifest
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks import Generator, build_segmenter
@@ -132,7 +131,7 @@ def is_exported(path: Path) -> bool:
 
 def build(job: Job) -> Deployed:
     """The model of a finished job."""
-    taxonomy, data = read_manifest(job.config.data.synthetic).taxonomy, job.config.data
+    taxonomy, data = job.taxonomy, job.config.data
     settings, chains = [], []
     for part in job.members if job.recipe.members else (job,):
         translates = part.kind == "translator"

@@ -41,7 +41,7 @@ STRIP = 64  # rows of a photograph whose logits are there at once
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Predicted:
     """What became of the inputs."""
 
     directory: Path
@@ -61,7 +61,7 @@ def predict(
     kinds: Sequence[str] = ("ids",),
     batch: int = BATCH,
     window: tuple[int, int] | None = None,
-) -> Outcome:
+) -> Predicted:
     """Write ``KIND/NAME.png`` for every input, in its own size, and ``skipped.csv`` for what could not be read.
 
     Args:
@@ -109,7 +109,7 @@ def predict(
     images, skipped = _predict_on_ray(predictor, left, batch) if left else (0, [])
     skipped = sorted([*skipped, *((item.file, item.rule) for item in bad)])
     _write_skipped(out, skipped)
-    return Outcome(out, images, len(found) - len(left), skipped, void)
+    return Predicted(out, images, len(found) - len(left), skipped, void)
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

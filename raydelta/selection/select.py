@@ -142,7 +142,7 @@ def choose(
         scored = score_pool(job, strategy, grid)
     ids, scores, features = scored["id"].tolist(), scored["scores"], scored.get("features")
     rows = [row for row, name in enumerate(ids) if name in pool]
-    weights = torch.ones(len(read_manifest(job.config.data.synthetic).taxonomy))
+    weights = torch.ones(job.classes)
     if method.rare:
         weights = rarity_weights(torch.from_numpy(scored["predicted"][rows]).sum(0).double()).float()
         scores = scores @ weights.numpy()
@@ -232,7 +232,7 @@ class Scorer:
     def __init__(self, job: Job, strategy: str, grid: tuple[int, int]) -> None:
         self.place, self.strategy, self.grid = _find_own_place(job), STRATEGIES[strategy], grid
         self.networks = load_networks(job, self.place)
-        self.classes = len(read_manifest(job.config.data.synthetic).taxonomy)
+        self.classes = job.classes
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
@@ -244,8 +244,7 @@ class Scorer:
 def load_networks(job: Job, place: Place) -> Networks:
     """The networks of a finished translator on the place's device."""
     assert job.expert is not None
-    classes = len(read_manifest(job.config.data.synthetic).taxonomy)
-    segmenter = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
+    segmenter = freeze(load_segmenter(job.expert, job.classes)).to(place.device, place.dtype)
     deepest: list[Tensor] = []
     segmenter.encoder.register_forward_hook(lambda module, arguments, stages: deepest.append(stages[-1]))  # type: ignore[union-attr]
 
@@ -288,7 +287,7 @@ def _draw_here(
     weights: Tensor,
     path: Path,
 ) -> None:
-    place, taxonomy = _find_own_place(job), read_manifest(job.config.data.real).taxonomy
+    place, taxonomy = _find_own_place(job), job.taxonomy
     networks, size = load_networks(job, place), (job.config.data.width, job.config.data.height)
     rows, heats = [], []
     with torch.inference_mode():

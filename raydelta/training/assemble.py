@@ -70,7 +70,7 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
         UserError: the label budget cannot be met, or guidance is asked for without labels.
     """
     config, data = job.config, job.config.data
-    classes = len(read_manifest(data.synthetic).taxonomy)
+    classes = job.classes
     torch.manual_seed(hash_seed(config.seed))  # the same start weights on every rank
     labelled, validation = load_labelled(job)
     sets = dict(large)

@@ -10,9 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from raydelta.config import Config, load_config, override
+from raydelta.config import Config, load_config, override, validated
+from raydelta.data.augment import NORMALISATION
 from raydelta.data.labels import check_bought, choose_labels
-from raydelta.data.shards import data_fingerprint, is_plain, list_ids
+from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
+from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.recipes import METHODS, RECIPES, UNGUIDED, Kind, Recipe
 from raydelta.storage import fingerprint, write_atomically
@@ -48,6 +50,21 @@ class Job(BaseModel):
     def done(self) -> bool:
         """Whether the stage is complete."""
         return read_stage(self.directory) is not None
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The classes that it tells apart: from its finished stage, its expert's or its members', which needs no data
+        set; else from the synthetic set."""
+        for directory in (self.directory, self.expert or self.directory, *(each.directory for each in self.members)):
+            stage = read_stage(directory)
+            if stage is not None and "taxonomy" in stage:  # stages of older versions do not say
+                return validated(Taxonomy, stage["taxonomy"], str(directory / MANIFEST))
+        return read_manifest(self.config.data.synthetic).taxonomy
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+        return len(self.taxonomy)
 
     @property
     def large_sets(self) -> tuple[str, ...]:
@@ -153,6 +170,8 @@ def read_job(directory: Path) -> Job:
     stage = read_stage(directory)
     if stage is None or "kind" not in stage:
         raise UserError(f"{directory}: not a finished training of raydelta (no stage.json that says so)")
+    if tuple(stage.get("normalisation", NORMALISATION)) != NORMALISATION:
+        raise UserError(f"{directory}: its images were normalised in another way; a newer raydelta reads it")
     beside: dict[str, Path] = {}
     named = [stage.get(kind) for kind in ("expert", "translator", "student")] + list(stage.get("members") or ())
     if not all(name is None or (isinstance(name, str) and is_plain(name) and "/" not in name) for name in named):

@@ -11,6 +11,7 @@ from typing import Any
 
 from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import Place, find_place
+from raydelta.data.augment import NORMALISATION
 from raydelta.storage import patiently, replace_directory, write_atomically
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, list_checkpoints
@@ -66,6 +67,9 @@ def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) ->
     train_ids, validation_ids = label_ids(job)
     manifest = {
         "kind": job.kind,
+        "taxonomy": job.taxonomy.model_dump(mode="json"),
+        "size": [job.config.data.width, job.config.data.height],
+        "normalisation": NORMALISATION,
         "metrics": metrics,
         "labels_train": train_ids,
         "labels_val": validation_ids,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from raydelta.compute.device import Place
-from raydelta.data.shards import read_manifest
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
 from raydelta.training import checkpoint
@@ -35,13 +34,12 @@ class Model:
 
 def load_model(job: Job, place: Place) -> Model:
     """The model of a complete stage (an ensemble: of its parts) on the place's device: images in [-1, 1] → logits."""
-    classes = len(read_manifest(job.config.data.synthetic).taxonomy)
     if job.recipe.members:
         return Model(ensemble([load_model(member, place).predict for member in job.members]), None)
     if job.kind != "translator":
-        return Model(build_predictor(load_segmenter(job.directory, classes).to(place.device)), None)
+        return Model(build_predictor(load_segmenter(job.directory, job.classes).to(place.device)), None)
     assert job.expert is not None
-    expert = freeze(load_segmenter(job.expert, classes)).to(place.device, place.dtype)
+    expert = freeze(load_segmenter(job.expert, job.classes)).to(place.device, place.dtype)
     translate = load_generator(job.directory, "r2s_ema", place)
     return Model(lambda images: expert(translate(images).to(place.dtype)).float(), translate)
 

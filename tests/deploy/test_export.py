@@ -52,7 +52,7 @@ def test_everything_exported_says_the_same_for_any_size(exported: Path, trained:
             found = [program(images), [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]]
         for other_ids, other_logits in found:
             assert other_ids.dtype == torch.uint8 and other_ids.shape == (count, height, width)
-            assert (other_ids == ids).float().mean() >= export.AGREEMENT
+            assert (other_ids == ids).float().mean() >= export.REQUIRED
             assert torch.allclose(other_logits, logits, atol=1e-3)
 
 
@@ -61,7 +61,7 @@ def test_a_row_of_a_sweep_is_exported_an_ensemble_too(trained: dict[str, Any], t
     sweep.mkdir()
     save_config(trained["translator"].config, sweep / "best.yaml")
     checks = export.export(sweep, tmp_path / "model", "ensemble, untranslated")
-    assert all(check.agreement >= export.AGREEMENT and check.deviation < 1e-3 for check in checks)
+    assert all(check.agreement >= export.REQUIRED and check.deviation < 1e-3 for check in checks)
     assert len(raydelta.load(tmp_path / "model").chains) == 2
     assert "*ensemble, untranslated*" in (tmp_path / "model" / "README.md").read_text()
 
