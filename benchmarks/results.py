@@ -1,8 +1,8 @@
-"""The table in README.md, written from a table.json of `raydelta tune` and from nothing else.
+"""The table in docs/results.md, made from a table.json of `raydelta tune`.
 
-    python -m benchmarks.results docs/results/TABLE.json [--write README.md]
+    python -m benchmarks.results docs/results/TABLE.json [--write docs/results.md]
 
-Prints Markdown, or puts it between the two marks in a file, where a test looks whether it still is what the JSON says.
+Prints Markdown, or writes it between the two marks of a file. A test checks that the file still agrees with the JSON.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""All speed figures in one go: measure them, compare them with the committed ones, write README's table.
+"""All speed figures in one go: measure them, compare them with the committed ones, write the table in docs.
 
     python -m benchmarks.speed measure FOLDER      runs every benchmark, FOLDER/NAME.json each; about an hour and a half
     python -m benchmarks.speed check FOLDER        exit code 1 where a ratio is more than 15 % under the committed one
-    python -m benchmarks.speed write README.md     the table between its two marks, from docs/results/speed
+    python -m benchmarks.speed write docs/speed.md the table between its two marks, from docs/results/speed
 
 Only ratios are compared: they were taken within one run, and absolute times say more of the machine than of the code.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("measure", "check", "write"))
     parser.add_argument("path", type=Path)
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="only these; all, if none")
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="only these; default: all")
     options = parser.parse_args()
     if options.action == "measure":
         options.path.mkdir(parents=True, exist_ok=True)

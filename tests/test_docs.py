@@ -1,3 +1,4 @@
+import ast
 import re
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from nbclient import NotebookClient
 
 from raydelta.cli import app
 from raydelta.config import flatten, load_config
-from raydelta.search_space import load_space
+from raydelta.search_space import Space, load_space
 from tests.tiny import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,84 @@ def test_every_command_of_the_docs_exists(page: Path) -> None:
             pytest.fail(f"{page.name}: {line!r}: {type(error).__name__}: {error}")
 
 
+def modules() -> dict[str, Path]:
+    """Dotted name below ``raydelta`` or ``benchmarks`` → file; a module of a room also by its own name alone."""
+    found = {}
+    for package in ("raydelta", "benchmarks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found |= {".".join(parts[start:]): path for start in range(len(parts))}
+    return found
+
+
+def defined(source: ast.AST) -> set[str]:
+    """Every name that a module defines or imports at any depth: functions, classes, fields, constants."""
+    names = set()
+    for node in ast.walk(source):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.alias(name=name, asname=alias):
+                names.add(alias or name.rpartition(".")[2])
+            case ast.Constant(value=str(name)) if name.isidentifier():  # a name that is served by __getattr__
+                names.add(name)
+    return names
+
+
+FOLDERS = ("raydelta", "tests", "benchmarks", "docs", "clusters", "tune_spaces", ".github")
+FILE = r"\.(json|jsonl|csv|yaml|md|png|pt2|onnx|safetensors|html|txt|ipynb|toml)$"
+TO_BE_WRITTEN = r"\b(yours|DATE|NAME)\b"
+
+
+def exists(token: str) -> bool:
+    """Whether a path, a module or a ``module.symbol`` is in the repository; true for what is neither."""
+    known, head = modules(), token.split("/")[0].split(".")[0]
+    if "/" in token:
+        inside = token.startswith(FOLDERS) and not re.search(TO_BE_WRITTEN, token)
+        return not inside or any(ROOT.glob(token.rstrip("/")))
+    if token.endswith(".py"):
+        return token == "__init__.py" or token.removesuffix(".py") in known
+    if not re.fullmatch(r"[a-z_]+(\.\w+)+", token) or re.search(FILE, token) or token in known:
+        return True
+    if token in flatten(load_config().model_dump()) or head in Space.model_fields:
+        return True
+    module, _, symbol = token.rpartition(".")
+    if module in known:
+        return symbol in defined(ast.parse(known[module].read_text()))
+    return head not in FOLDERS
+
+
+def missing(text: str) -> list[str]:
+    """What stands between backticks and does not exist."""
+    return [token for token in dict.fromkeys(re.findall(r"`([^`\s]+)`", text)) if not exists(token)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_and_symbol_of_the_docs_exists(page: Path) -> None:
+    assert missing(page.read_text()) == []
+
+
+def test_contributing_names_nothing_that_is_not_defined() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    names = {
+        name
+        for name in re.findall(r"`([A-Za-z_]\w+)`", text)
+        if "_" in name or name.isupper() or re.fullmatch(r"[A-Z]\w*[a-z]\w*", name)
+    }
+    sources = [path for folder in ("raydelta", "tests") for path in (ROOT / folder).rglob("*.py")]
+    known = modules().keys() | set().union(*(defined(ast.parse(path.read_text())) for path in sources))
+    assert names - known == set()
+
+
+def test_a_path_or_symbol_that_is_gone_is_noticed() -> None:
+    here = ["raydelta/data/formats.py", "student.steps", "recipes.RECIPES", "raydelta.load", "loop.py", "torch.export"]
+    gone = ["raydelta/importers.py", "recipes.RECEIPTS", "raydelta.importers.FORMATS", "methods.py", "benchmarks.none"]
+    assert missing(" ".join(f"`{token}`" for token in [*here, *gone])) == gone
+
+
 def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
@@ -127,4 +206,4 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
     styles = [path.read_text() for path in (tmp_path / "site" / "_static").rglob("*.css")]
     assert not [text for text in styles if re.search(r"(@import|url\()\s*[\"']?(https?:)?//", text)]
     for function in ("train_translator", "evaluate_job", "select", "diagnose"):
-        assert re.search(rf'id="raydelta\.\w+\.{function}"', pages["reference.html"]), function
+        assert re.search(rf'id="raydelta\.[\w.]*\b{function}"', pages["reference.html"]), function

@@ -45,17 +45,17 @@ def test_a_table_becomes_markdown(tmp_path: Path) -> None:
 
 
 def test_a_table_is_put_between_the_marks_of_a_file(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n<!-- results: nothing -->\nold\n{END}\nafter\n")
-    command = [sys.executable, "-m", "benchmarks.results", str(table(tmp_path)), "--write", str(readme)]
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n<!-- results: nothing -->\nold\n{END}\nafter\n")
+    command = [sys.executable, "-m", "benchmarks.results", str(table(tmp_path)), "--write", str(page)]
     for _ in range(2):  # the second time changes nothing
         subprocess.run(command, check=True, cwd=ROOT)
-        text = readme.read_text()
+        text = page.read_text()
         assert text.startswith("before\n<!-- results: ") and text.endswith(f"{END}\nafter\n")
         assert text.count("| student |") == 1 and "old" not in text
 
 
-def test_the_readme_says_what_the_committed_table_says() -> None:
-    found = re.search(r"<!-- results: (\S+) -->\n(.*?)\n" + END, (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_docs_say_what_the_committed_table_says() -> None:
+    found = re.search(r"<!-- results: (\S+) -->\n(.*?)\n" + END, (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
     assert found is not None
     assert found[2] == format_markdown(ROOT / found[1])
