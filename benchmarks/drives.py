@@ -14,9 +14,9 @@ import yaml
 
 from benchmarks.common import write_json
 from raydelta.compute.cluster import ensure_ray
-from raydelta.data.shards import Item, Row, list_ids, read_manifest, read_rows
+from raydelta.data.shards import Description, Item, StoredRow, list_ids, read_manifest, read_rows
 from raydelta.data.writing import write_dataset
-from raydelta.results.table import Row as TableRow
+from raydelta.results.table import Row
 from raydelta.search_space import SPACES
 from raydelta.tuning.tune import run_tune
 
@@ -55,7 +55,7 @@ def main() -> None:
 def hold_out(uri: str, target: Path, sequence: str) -> None:
     """A data set of the training split of another one, whose test split is one of the sequences."""
     manifest = read_manifest(uri)
-    rows: list[Row] = read_rows(uri, "train", columns=list(Row.__annotations__)).to_pylist()
+    rows: list[StoredRow] = read_rows(uri, "train", columns=list(StoredRow.__annotations__)).to_pylist()
     by_id = {row["id"]: row for row in rows}
     items = [Item(row["id"], row["sequence"], "", None) for row in rows]
     write_dataset(
@@ -65,15 +65,17 @@ def hold_out(uri: str, target: Path, sequence: str) -> None:
             "test": [item for item in items if item.sequence == sequence],
         },
         lambda item: by_id[item.id],
-        name=f"{manifest.name} without {sequence}",
-        domain="real",
-        taxonomy=manifest.taxonomy,
-        source=uri,
-        options={"sequence": sequence},
+        Description(
+            name=f"{manifest.name} without {sequence}",
+            domain="real",
+            taxonomy=manifest.taxonomy,
+            source=uri,
+            options={"sequence": sequence},
+        ),
     )
 
 
-def format_rows(rows: list[TableRow]) -> str:
+def format_rows(rows: list[Row]) -> str:
     """mIoU on the held-out sequence, best first."""
     ranked = sorted((row for row in rows if row.split == "test"), key=lambda row: -row.miou)
     return "\n".join(f"{row.miou:6.1f}  {row.method}, {row.labels_train} labels, seed {row.seed}" for row in ranked)

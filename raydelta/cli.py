@@ -186,36 +186,30 @@ def data_import(
     Layouts: cityscapes, idd, synthia-rand, synthia-seqs, synthia-sf, gta5, camvid, carla (up to 0.9.13), carla-0.9.14,
     and folder (images/SPLIT/… with labels/SPLIT/…, or what --images, --labels and --ids say).
     """
-    from raydelta.data.importers import detect, import_dataset
+    from raydelta.data.importers import ImportOptions, import_dataset
     from raydelta.data.shards import format_skipped
     from raydelta.storage import without_secrets
 
-    found = kind or ("folder" if images else detect(source))
-    if found is None:
-        raise UserError(f"{without_secrets(source)}: no layout that an importer knows; name it with --kind or --images")
     shares = _shares(split or [])
-    with _progress(f"import {found}") as progress:
-        manifest = import_dataset(
-            found,
-            source,
-            target,
-            domain=domain,
-            taxonomy=taxonomy,
-            images=images,
-            labels=labels,
-            ids=ids,
-            only=only,
-            size=_numbers(size, "x", 2, "--size") if size else None,
-            crop=_numbers(crop, ",", 4, "--crop") if crop else None,
-            splits=None if shares else split,
-            shares=shares,
-            seed=seed,
-            limit=limit,
-            skip_bad=skip_bad,
-            allow_unlabelled=allow_unlabelled,
-            workers=workers,
-            progress=progress,
-        )
+    options = ImportOptions(
+        kind=kind,
+        domain=domain,
+        taxonomy=taxonomy,
+        images=images,
+        labels=labels,
+        ids=ids,
+        only=only,
+        size=_numbers(size, "x", 2, "--size") if size else None,
+        crop=_numbers(crop, ",", 4, "--crop") if crop else None,
+        splits=tuple(split) if split and not shares else None,
+        shares=shares,
+        seed=seed,
+        limit=limit,
+        skip_bad=skip_bad,
+        allow_unlabelled=allow_unlabelled,
+    )
+    with _progress(f"import {Path(target).name}") as progress:
+        manifest = import_dataset(source, target, options, workers=workers, progress=progress)
     if manifest.options["dropped"]:
         print(f"void, as {manifest.taxonomy.name} has no such class: {', '.join(manifest.options['dropped'])}")
     if manifest.skipped:

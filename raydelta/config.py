@@ -47,6 +47,11 @@ class DataConfig(Section):
     test_images: Positive = 100
     cache_gib: Weight = 4.0  # a split whose decoded pixels fit is held in memory, a larger one streams
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of every image, in pixels."""
+        return self.width, self.height
+
     @model_validator(mode="after")
     def _without_secrets(self) -> Self:
         """The config is written into every run directory."""

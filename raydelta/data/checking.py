@@ -19,8 +19,8 @@ from raydelta.data.shards import (
     SCHEMA,
     UNDECODABLE,
     Manifest,
-    Row,
     Shard,
+    StoredRow,
     count_pixels,
     format_skipped,
     is_plain,
@@ -166,7 +166,7 @@ def _check_shard(
     return problems, table["id"].to_pylist(), histogram
 
 
-def _check_row(row: Row, classes: int) -> NDArray[np.int64]:
+def _check_row(row: StoredRow, classes: int) -> NDArray[np.int64]:
     """The histogram of the label's values; ValueError or Pillow's errors for what is wrong with the row."""
     if not is_plain(row["id"]):
         raise ValueError("the id looks like a path that leads elsewhere")

@@ -1,15 +1,22 @@
-"""The published layouts that ``raydelta data import`` knows, one entry of ``FORMATS`` each."""
+"""The layouts that ``raydelta data import`` knows, one entry of ``FORMATS`` each, and which of them a source has."""
 
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from raydelta.data.listing import sequence_of
+from PIL import Image
+
+from raydelta.data.listing import Listing, compile_pattern, list_pictures, sequence_of
 from raydelta.data.reading import ReadLabel, read_first_channel, read_ids, read_red_or_colours
-from raydelta.data.shards import Domain
+from raydelta.data.shards import UNDECODABLE, Domain
+from raydelta.errors import UserError
+from raydelta.storage import read_bytes
 
 ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
 FRAMES_PER_BLOCK = 100
+ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ def route_of(identifier: str) -> str:
 
 
 def folder_of(identifier: str) -> str:
+    """The folder that an image lies in."""
     return identifier.rpartition("/")[0] or "all"
 
 
@@ -108,3 +116,53 @@ FORMATS = {
     "folder": Format(images="images/{split}/{path}", labels="labels/{split}/{path}"),
 }
 FORMATS["carla-0.9.14"] = replace(FORMATS["carla"], table="carla-0.9.14")
+
+
+def detect(source: str | Path) -> str | None:
+    """The layout of a source, a key of ``FORMATS``, or None if it has none of them."""
+    return detect_layout(list_pictures(source))
+
+
+def detect_layout(listing: Listing) -> str | None:
+    """The first layout whose patterns find an image and its label; ``folder`` also without labels."""
+    paths = [file.path.rpartition(".")[0] for file in listing.files]
+    for kind, form in FORMATS.items():
+        if kind != "folder" and form.labels and all(_any(pattern, paths) for pattern in (form.images, form.labels)):
+            if kind == "gta5" and not _has_palette(listing, form):  # any folder may number its images
+                continue
+            return kind
+    if _any(FORMATS["cityscapes"].images, paths):
+        return "cityscapes"
+    return "folder" if _any("images/{path}", paths) else None
+
+
+def fit_folder(source: str | Path, listing: Listing, form: Format) -> Format:
+    """``images/SPLIT/**`` with ``labels/SPLIT/**``; where no folder is called train, val or test, all is ``train``."""
+    below = [file.path.split("/")[1:] for file in listing.files if file.path.startswith("images/")]
+    folders = {parts[0] for parts in below if len(parts) > 1} | {
+        name.split("/")[1] for name in listing.empty if "/" in name
+    }
+    if folders & {"train", "val", "test"}:
+        if any(len(parts) == 1 for parts in below):
+            raise UserError(
+                f"{source}/images: holds images beside folders; either all in folders, one per split, or none"
+            )
+        return form
+    return replace(form, images="images/{path}", labels="labels/{path}")
+
+
+def _any(pattern: str, paths: Sequence[str]) -> bool:
+    compiled = compile_pattern(pattern)
+    return any(compiled.fullmatch(path) for path in paths)
+
+
+def _has_palette(listing: Listing, form: Format) -> bool:
+    """Whether the first label has GTA5's palette, in which an index has Cityscapes' colour of that labelId."""
+    assert form.labels
+    compiled = compile_pattern(form.labels)
+    first = next(file for file in listing.files if compiled.fullmatch(file.path.rpartition(".")[0]))
+    try:
+        with Image.open(io.BytesIO(read_bytes(first.address))) as picture:
+            return picture.mode == "P" and (picture.getpalette() or [])[3 * ROAD : 3 * ROAD + 3] == ROAD_COLOUR
+    except UNDECODABLE:
+        return False

@@ -1,6 +1,5 @@
 """Import of labelled or unlabelled images from disk or a bucket as checked shards."""
 
-import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,190 +8,118 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from raydelta.data.formats import FORMATS, ROAD_BELOW, Format
-from raydelta.data.listing import Listing, Paired, compile_pattern, list_pictures, pair, split_by_sequence
+from raydelta.config import Section
+from raydelta.data.formats import FORMATS, ROAD_BELOW, Format, detect_layout, fit_folder
+from raydelta.data.listing import Listing, Paired, list_pictures, pair, split_by_sequence
 from raydelta.data.reading import Box, encode_pair
-from raydelta.data.shards import UNDECODABLE, BadItem, Domain, Item, Manifest, Progress, Row, decode_label
+from raydelta.data.shards import BadItem, Description, Domain, Item, Manifest, OnProgress, StoredRow, decode_label
 from raydelta.data.tables import Table, read_table
 from raydelta.data.taxonomy import IGNORE, Taxonomy, get_taxonomy
 from raydelta.data.writing import check_target, write_dataset
 from raydelta.errors import UserError
-from raydelta.storage import absolute, read_bytes, without_secrets
+from raydelta.storage import absolute, without_secrets
 
-ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 PROBED = 6  # labels of each split that are read before the import starts
 
 
+class ImportOptions(Section):
+    """How a source becomes a data set. Where a field is None, the layout decides.
+
+    The fields from ``images`` on decide the content of the data set; its manifest records them.
+    """
+
+    name: str | None = None  # of the data set; default: the name of the target
+    domain: Domain | None = None
+    taxonomy: str | Taxonomy | None = None  # a built-in one, or a YAML file
+    ids: str | None = None  # what label values mean: a table or a YAML file
+    skip_bad: bool = False  # leave bad samples out and list them; otherwise the first one stops the import
+    kind: str | None = None  # the layout, a key of FORMATS; default: detected
+    images: str | None = None  # pattern of the images; without ``labels`` there are no labels
+    labels: str | None = None  # pattern of the labels
+    only: str | None = None  # a shell pattern that image ids have to match
+    size: tuple[int, int] | None = None  # (width, height) to resize to
+    crop: Box | None = None  # (left, top, right, bottom) in pixels of the source, cut out before resizing
+    splits: tuple[str, ...] | None = None  # which of the source's own splits; default: all
+    shares: dict[str, float] | None = None  # split → share of the images: new splits, by sequence
+    seed: int = 0  # of new splits
+    limit: int | None = None  # images per split, the first ones by name
+    allow_unlabelled: bool = False  # images may lack a label in a split that has labels
+
+    def recorded(self, form: Format, kind: str) -> dict[str, Any]:
+        """What the manifest keeps: the fields that decide the content, with the layout's patterns filled in."""
+        fields = {"only", "size", "crop", "splits", "shares", "seed", "limit", "allow_unlabelled"}
+        kept = self.model_dump(mode="json", include=fields)
+        return kept | {"kind": kind, "images": form.images, "labels": form.labels, "shares": self.shares or None}
+
+
 def import_dataset(
-    kind: str,
     source: str | Path,
     target: str | Path,
+    options: ImportOptions | None = None,
     *,
-    name: str | None = None,
-    domain: Domain | None = None,
-    taxonomy: str | Taxonomy | None = None,
-    images: str | None = None,
-    labels: str | None = None,
-    ids: str | None = None,
-    only: str | None = None,
-    size: tuple[int, int] | None = None,
-    crop: Box | None = None,
-    splits: Sequence[str] | None = None,
-    shares: Mapping[str, float] | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    skip_bad: bool = False,
-    allow_unlabelled: bool = False,
     workers: int | None = None,
     listing: Listing | None = None,
-    progress: Progress = lambda done, total, note: None,
+    progress: OnProgress = lambda done, total, note: None,
 ) -> Manifest:
     """Import a folder, or an address, in a known layout as a data set.
 
+    8-bit RGB JPEG and PNG files are taken over byte by byte unless they are cropped or resized.
+
     Args:
-        kind: a key of ``FORMATS``.
-        name: of the data set; the target's if None.
-        domain, taxonomy, images, labels, ids: in place of the format's. A taxonomy may be a built-in one or a file,
-            images and labels are patterns (images alone: there are no labels), ids is a table or a file.
-        only: a shell pattern that the image ids have to match.
-        size: (width, height) to resize to, images smoothly and labels to the nearest pixel. Without size and crop,
-            8-bit RGB JPEG and PNG files are taken over byte by byte.
-        crop: (left, top, right, bottom) in pixels of the source, cut out before resizing.
-        splits: which of the data set's own splits to import, all if None.
-        shares: split → share, in place of the data set's own: a seeded split by sequence.
-        limit: images per split, the first ones by name.
-        skip_bad: leave bad samples out and list them in the manifest; otherwise the first one stops the import.
-        allow_unlabelled: an image without a label file in a split with labels is an unlabelled image, not an error.
-        workers: at most so many tasks at once; as many as the cluster has CPUs if None.
+        workers: tasks at once; default: one for each CPU of the cluster.
         listing: of the source, if it was made before.
 
     Raises:
         BadItem: a sample breaks a rule; the message names the file and the rule.
-        UserError: the source is not of that kind, has no images, or the target cannot be written.
+        UserError: the source has not that layout, has no images, or the target cannot be written.
     """
-    if kind not in FORMATS:
-        raise UserError(f"no importer {kind!r}; there are: {', '.join(FORMATS)}")
-    _check_numbers(size, crop, limit)
+    options = options or ImportOptions()
+    if options.kind is not None and options.kind not in FORMATS:
+        raise UserError(f"no importer {options.kind!r}; there are: {', '.join(FORMATS)}")
+    _check_numbers(options)
     check_target(target)
     listing = listing or list_pictures(source)
-    form = FORMATS[kind]
-    if kind == "folder" and images is None:
-        form = _fit_folder(source, listing, form)
-    form = replace(
-        form,
-        images=images or form.images,
-        labels=labels if images or labels else form.labels,
-        table=ids or form.table,
-        domain=domain or form.domain,
+    kind = options.kind or ("folder" if options.images else detect_layout(listing))
+    if kind is None:
+        raise UserError(f"{without_secrets(source)}: no layout that an importer knows; name it with --kind or --images")
+    form = _choose_format(kind, source, listing, options)
+    taxonomy = options.taxonomy or form.taxonomy
+    classes = taxonomy if isinstance(taxonomy, Taxonomy) else get_taxonomy(taxonomy)
+    table = _choose_table(form, classes)
+    found = _find_pairs(kind, source, listing, form, options)
+    chosen = _choose_items(source, found, options)
+    encode = partial(
+        encode_pair,
+        table=table,
+        ids=table.to(classes),
+        read_label=form.read_label,
+        size=options.size,
+        crop=options.crop,
     )
-    classes = taxonomy if isinstance(taxonomy, Taxonomy) else get_taxonomy(taxonomy or form.taxonomy)
-    table = read_table(form.table) if form.table else Table(ids=dict(enumerate(classes.classes)) | {IGNORE: "void"})
-    if set(table.to(classes).values()) == {IGNORE}:
-        raise UserError(
-            f"none of the names in the id table {form.table} is a class of {classes.name}: {', '.join(classes.classes)}"
-        )
-    found = pair(
-        source,
-        listing,
-        form.images,
-        form.labels,
-        sequence=form.sequence,
-        unlabelled_splits=form.unlabelled,
-        allow_unlabelled=allow_unlabelled,
-        only=only,
+    _probe(chosen, encode, classes, options.skip_bad)
+    description = Description(
+        name=options.name or Path(str(target).partition("?")[0]).name,
+        domain=form.domain,
+        taxonomy=classes,
+        source=f"{kind}:{without_secrets(absolute(source))}",
+        options=options.recorded(form, kind)
+        | {"dropped": table.dropped(classes), "table": table.model_dump(mode="json")},
     )
-    if form.only_labelled:
-        labelled = {split: items for split, items in found.splits.items() if any(item.label for item in items)}
-        found = found._replace(splits=labelled)
-    if not found.splits and not found.bad and only is not None:
-        raise UserError(f"{without_secrets(source)}: no image id matches --only {only}")
-    if not found.splits and not found.bad:
-        looks = detect_listing(listing)
-        hint = f"; it looks like {looks}" if looks not in (None, kind) else ""
-        raise UserError(f"{without_secrets(source)}: not the layout of {kind}: no picture is at {form.images}{hint}")
-    if found.bad and not skip_bad:
-        first, more = found.bad[0], len(found.bad) - 1
-        raise BadItem(first.file, f"{first.rule} (and {more} more bad files)" if more else first.rule)
-    if form.labels and not any(item.label for items in found.splits.values() for item in items):
-        missing = f"{without_secrets(source)}: no label is at {form.labels}"
-        if labels:
-            raise UserError(missing)
-        warnings.warn(f"{missing}: the images are imported without labels", stacklevel=2)
-    chosen = _choose(source, found, splits, shares, seed, limit)
-    encode = partial(encode_pair, table=table, ids=table.to(classes), read_label=form.read_label, size=size, crop=crop)
-    _probe(chosen, encode, classes, skip_bad)
-    options: dict[str, Any] = {"kind": kind, "images": form.images, "labels": form.labels, "only": only}
-    options |= {"size": size, "crop": crop, "splits": splits, "limit": limit, "allow_unlabelled": allow_unlabelled}
-    options |= {"shares": dict(shares) if shares else None, "seed": seed}
     return write_dataset(
         target,
         chosen,
         encode,
-        name=name or Path(str(target).partition("?")[0]).name,
-        domain=form.domain,
-        taxonomy=classes,
-        source=f"{kind}:{without_secrets(absolute(source))}",
-        options=options | {"dropped": table.dropped(classes), "table": table.model_dump(mode="json")},
-        skip_bad=skip_bad,
+        description,
+        skip_bad=options.skip_bad,
         skipped=found.bad,
         workers=workers,
         progress=progress,
     )
 
 
-def detect(source: str | Path) -> str | None:
-    """The kind of a source, or None if no importer knows it."""
-    return detect_listing(list_pictures(source))
-
-
-def detect_listing(listing: Listing) -> str | None:
-    """The first format whose patterns find an image and its label; ``folder`` also without labels."""
-    paths = [file.path.rpartition(".")[0] for file in listing.files]
-    for kind, form in FORMATS.items():
-        if kind != "folder" and form.labels and all(_any(pattern, paths) for pattern in (form.images, form.labels)):
-            if kind == "gta5" and not _has_palette(listing, form):  # any folder may number its images
-                continue
-            return kind
-    if _any(FORMATS["cityscapes"].images, paths):
-        return "cityscapes"
-    return "folder" if _any("images/{path}", paths) else None
-
-
-def _any(pattern: str, paths: Sequence[str]) -> bool:
-    compiled = compile_pattern(pattern)
-    return any(compiled.fullmatch(path) for path in paths)
-
-
-def _has_palette(listing: Listing, form: Format) -> bool:
-    """Whether the first label has GTA5's palette, in which an index has Cityscapes' colour of that labelId."""
-    assert form.labels
-    compiled = compile_pattern(form.labels)
-    first = next(file for file in listing.files if compiled.fullmatch(file.path.rpartition(".")[0]))
-    try:
-        with Image.open(io.BytesIO(read_bytes(first.address))) as picture:
-            return picture.mode == "P" and (picture.getpalette() or [])[3 * ROAD : 3 * ROAD + 3] == ROAD_COLOUR
-    except UNDECODABLE:
-        return False
-
-
-def _fit_folder(source: str | Path, listing: Listing, form: Format) -> Format:
-    """``images/SPLIT/**`` with ``labels/SPLIT/**``; where no folder is called train, val or test, all is ``train``."""
-    below = [file.path.split("/")[1:] for file in listing.files if file.path.startswith("images/")]
-    folders = {parts[0] for parts in below if len(parts) > 1} | {
-        name.split("/")[1] for name in listing.empty if "/" in name
-    }
-    if folders & {"train", "val", "test"}:
-        if any(len(parts) == 1 for parts in below):
-            raise UserError(
-                f"{source}/images: holds images beside folders; either all in folders, one per split, or none"
-            )
-        return form
-    return replace(form, images="images/{path}", labels="labels/{path}")
-
-
-def _check_numbers(size: tuple[int, int] | None, crop: Box | None, limit: int | None) -> None:
+def _check_numbers(options: ImportOptions) -> None:
+    size, crop, limit = options.size, options.crop, options.limit
     if size is not None and min(size) < 1:
         raise UserError(f"size {size}: expected (width, height) in pixels")
     if crop is not None and not (0 <= crop[0] < crop[2] and 0 <= crop[1] < crop[3]):
@@ -201,22 +128,74 @@ def _check_numbers(size: tuple[int, int] | None, crop: Box | None, limit: int | 
         raise UserError(f"limit {limit}: expected at least 1 image per split")
 
 
-def _choose(
-    source: str | Path,
-    found: Paired,
-    splits: Sequence[str] | None,
-    shares: Mapping[str, float] | None,
-    seed: int,
-    limit: int | None,
-) -> dict[str, list[Item]]:
+def _choose_format(kind: str, source: str | Path, listing: Listing, options: ImportOptions) -> Format:
+    """The layout, with the user's options in place of its own."""
+    form = FORMATS[kind]
+    if kind == "folder" and options.images is None:
+        form = fit_folder(source, listing, form)
+    return replace(
+        form,
+        images=options.images or form.images,
+        labels=options.labels if options.images or options.labels else form.labels,
+        table=options.ids or form.table,
+        domain=options.domain or form.domain,
+    )
+
+
+def _choose_table(form: Format, classes: Taxonomy) -> Table:
+    """What label values mean: the layout's table, or the taxonomy's own ids."""
+    if not form.table:
+        return Table(ids=dict(enumerate(classes.classes)) | {IGNORE: "void"})
+    table = read_table(form.table)
+    if set(table.to(classes).values()) == {IGNORE}:
+        raise UserError(
+            f"none of the names in the id table {form.table} is a class of {classes.name}: {', '.join(classes.classes)}"
+        )
+    return table
+
+
+def _find_pairs(kind: str, source: str | Path, listing: Listing, form: Format, options: ImportOptions) -> Paired:
+    """The images of the source with their labels, and complaints where there are none."""
+    found = pair(
+        source,
+        listing,
+        form.images,
+        form.labels,
+        sequence=form.sequence,
+        unlabelled_splits=form.unlabelled,
+        allow_unlabelled=options.allow_unlabelled,
+        only=options.only,
+    )
+    if form.only_labelled:
+        labelled = {split: items for split, items in found.splits.items() if any(item.label for item in items)}
+        found = found._replace(splits=labelled)
+    shown = without_secrets(source)
+    if not found.splits and not found.bad and options.only is not None:
+        raise UserError(f"{shown}: no image id matches --only {options.only}")
+    if not found.splits and not found.bad:
+        looks = detect_layout(listing)
+        hint = f"; it looks like {looks}" if looks not in (None, kind) else ""
+        raise UserError(f"{shown}: not the layout of {kind}: no picture is at {form.images}{hint}")
+    if found.bad and not options.skip_bad:
+        first, more = found.bad[0], len(found.bad) - 1
+        raise BadItem(first.file, f"{first.rule} (and {more} more bad files)" if more else first.rule)
+    if form.labels and not any(item.label for items in found.splits.values() for item in items):
+        missing = f"{shown}: no label is at {form.labels}"
+        if options.labels:
+            raise UserError(missing)
+        warnings.warn(f"{missing}: the images are imported without labels", stacklevel=3)
+    return found
+
+
+def _choose_items(source: str | Path, found: Paired, options: ImportOptions) -> dict[str, list[Item]]:
     """The items of every split that is asked for."""
-    unknown = sorted(set(splits or ()) - found.splits.keys())
+    unknown = sorted(set(options.splits or ()) - found.splits.keys())
     if unknown:
         raise UserError(
             f"{without_secrets(source)}: has no split {', '.join(unknown)}; there are: {', '.join(found.splits)}"
         )
-    own = {split: items for split, items in found.splits.items() if not splits or split in splits}
-    if shares is not None:
+    own = {split: items for split, items in found.splits.items() if not options.splits or split in options.splits}
+    if options.shares is not None:
         # Photographs that nobody labelled would make a test split that tests nothing.
         pool = {split: items for split, items in own.items() if any(item.label for item in items)} or own
         ids = [item.id for items in pool.values() for item in items]
@@ -225,12 +204,12 @@ def _choose(
                 split: [item._replace(id=f"{split}/{item.id}", sequence=f"{split}/{item.sequence}") for item in items]
                 for split, items in pool.items()
             }
-        own = split_by_sequence([item for items in pool.values() for item in items], shares, seed)
-    return {split: items[:limit] for split, items in own.items()}
+        own = split_by_sequence([item for items in pool.values() for item in items], options.shares, options.seed)
+    return {split: items[: options.limit] for split, items in own.items()}
 
 
 def _probe(
-    splits: Mapping[str, Sequence[Item]], encode: Callable[[Item], Row], taxonomy: Taxonomy, skip_bad: bool
+    splits: Mapping[str, Sequence[Item]], encode: Callable[[Item], StoredRow], taxonomy: Taxonomy, skip_bad: bool
 ) -> None:
     """Read a few labels of every split before the work starts: labels that are all void, or streets without road.
 

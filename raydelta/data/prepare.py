@@ -8,7 +8,8 @@ import warnings
 from pathlib import Path
 
 from raydelta.config import BUILT_IN_SETS, Config, override
-from raydelta.data.importers import detect_listing, import_dataset
+from raydelta.data.formats import detect_layout
+from raydelta.data.importers import ImportOptions, import_dataset
 from raydelta.data.listing import list_pictures
 from raydelta.data.shards import MANIFEST, BadItem, Domain, Manifest, list_ids, read_manifest
 from raydelta.data.simulator.dataset import simulate_dataset
@@ -96,7 +97,7 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
         )
     source = source.resolve()
     listing = list_pictures(source)
-    kind = detect_listing(listing)
+    kind = detect_layout(listing)
     if kind is None:
         raise UserError(f"{source}: no layout that an importer knows; see raydelta data import --help")
     # Photographs that were labelled since the last import make another data set.
@@ -107,12 +108,10 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
         progress = Progress(f"import {source.name[:14]}")
         try:
             manifest = import_dataset(
-                kind,
                 source,
                 target,
-                domain=domain,
-                taxonomy=taxonomy,
-                allow_unlabelled=domain == "real",  # a handful of photographs has labels
+                # A handful of photographs has labels.
+                ImportOptions(kind=kind, domain=domain, taxonomy=taxonomy, allow_unlabelled=domain == "real"),
                 listing=listing,
                 progress=progress.update,
             )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raydelta.data.shards import UNDECODABLE, BadItem, Item, Row
+from raydelta.data.shards import UNDECODABLE, BadItem, Item, StoredRow
 from raydelta.data.tables import Table, tables_that_hold
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import encode_jpeg, encode_label
@@ -45,7 +45,7 @@ def encode_pair(
     read_label: ReadLabel,
     size: tuple[int, int] | None,
     crop: Box | None,
-) -> Row:
+) -> StoredRow:
     """Read an image and its label, check both, crop and resize them alike.
 
     Args:
@@ -67,7 +67,7 @@ def encode_pair(
                 f"the label has {mask.width}×{mask.height} pixels, its image {original.width}×{original.height}",
             )
         label = encode_label(np.asarray(_shape(mask, item.label, size, crop, Image.Resampling.NEAREST)))
-    return Row(
+    return StoredRow(
         id=item.id,
         sequence=item.sequence,
         image=data if data is not None and image is original else encode_jpeg(image),

@@ -49,14 +49,14 @@ SCHEMA = pa.schema(
 
 Domain = Literal["synthetic", "real"]
 
-Progress = Callable[[int, int, str], None]
+OnProgress = Callable[[int, int, str], None]
 """Called with rows done, rows in all and the file just finished."""
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-class Row(TypedDict):
+class StoredRow(TypedDict):
     """One sample as stored: JPEG or PNG bytes, and an 8-bit single-channel PNG of taxonomy ids or None."""
 
     id: str
@@ -136,16 +136,21 @@ class Split(Record):
         return sum(shard.labelled for shard in self.shards)
 
 
-class Manifest(Record):
-    """What a data set holds and where it came from."""
+class Description(Record):
+    """What a data set is, and where it came from."""
 
-    format: int = FORMAT
     name: str
     domain: Domain
     taxonomy: Taxonomy
-    splits: dict[str, Split]
     source: str
-    options: dict[str, Any]
+    options: dict[str, Any]  # all that decides the content beside its items; JSON values
+
+
+class Manifest(Description):
+    """A data set's description and what lies in its shards."""
+
+    format: int = FORMAT
+    splits: dict[str, Split]
     skipped: list[Skipped] = []
 
 
@@ -221,7 +226,7 @@ def read_rows(
     ids: Collection[str] | None = None,
     columns: Sequence[str] = tuple(SCHEMA.names),
 ) -> pa.Table:
-    """Rows of a split as stored (the columns of ``Row``), in the data set's order; all of them, or those of the ids.
+    """Rows of a split as stored (the columns of ``StoredRow``), in the data set's order; all, or those of the ids.
 
     Raises:
         UserError: unknown split or id, missing or damaged shard.

@@ -8,9 +8,9 @@ run into each other, and it resumes with a new order.
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from raydelta.compute.device import Place
 from raydelta.data.shards import decode, read_groups, read_manifest, read_rows, shard_paths
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 PIECE = 64  # rows that come from Ray Data at once, at least
 BATCHES_AHEAD = 8
@@ -56,6 +59,19 @@ class Images:
         """Some of the images, in memory shared with all of them."""
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, ids=self.ids[rows], pixels=self.pixels[rows], labels=labels)
+
+
+class Rows(Protocol):
+    """Decoded rows that can be read again and again: a Ray Data set, or a worker's iterator of its share of one."""
+
+    def iter_batches(
+        self, *, batch_size: int, batch_format: str, prefetch_batches: int, drop_last: bool
+    ) -> Iterable[dict[str, np.ndarray]]:
+        """One pass over the rows, in batches of columns (pixels, labels)."""
+
+
+TrainingSet = Images | Rows
+"""What a training draws from: images in memory, or rows that Ray Data streams."""
 
 
 class MemoryStream:
@@ -105,7 +121,7 @@ def to_device(array: np.ndarray, place: Place) -> Tensor:
 class RayStream:
     """Batches that a thread draws at random from a Ray Data iterator of decoded rows (columns pixels, labels)."""
 
-    def __init__(self, rows: Any, batch: int, seed: int, place: Place) -> None:
+    def __init__(self, rows: Rows, batch: int, seed: int, place: Place) -> None:
         self.place = place
         batches = draw_batches(rows, batch // place.world, np.random.default_rng([seed, place.rank]))
         self._drawn: queue.Queue[dict[str, np.ndarray] | BaseException] = queue.Queue(maxsize=BATCHES_AHEAD)
@@ -133,7 +149,7 @@ class RayStream:
         self._stopped.set()
 
 
-def draw_batches(rows: Any, batch: int, random: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+def draw_batches(rows: Rows, batch: int, random: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches of random rows from a pool: the rows that come in take the places of those that go out."""
     piece = batch * -(-PIECE // batch)
     size = piece * -(-POOL // piece)
@@ -188,7 +204,7 @@ def load_images(
     return Images(tuple(ids), images.pixels[order], None if images.labels is None else images.labels[order])
 
 
-def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True) -> Any:
+def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True) -> "Dataset":
     """A split, epoch after epoch, as a Ray Data set of decoded rows (columns pixels, labels), for sets that are large.
 
     Every epoch has the shards in another order. To start an execution takes Ray Data seconds, so one holds many epochs,
@@ -205,7 +221,7 @@ def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = T
     return rows.map_batches(_decode_shards(uri, size, labels), batch_size=None, num_cpus=0.5)
 
 
-def scan_rows(uri: str, split: str, size: tuple[int, int], without: Collection[str] = ()) -> Any:
+def scan_rows(uri: str, split: str, size: tuple[int, int], without: Collection[str] = ()) -> "Dataset":
     """A split once, in any order, as a Ray Data set of decoded rows (columns id, pixels); no label is read.
 
     Args:
@@ -241,12 +257,12 @@ def _decode_shards(
     return decode_shards
 
 
-def is_streamed(images: Any) -> bool:
-    """Whether a large set is a Ray Data set and not Images in memory."""
+def is_streamed(images: TrainingSet) -> TypeGuard[Rows]:
+    """Whether a training set is streamed, not in memory."""
     return not isinstance(images, Images)
 
 
-def share_cpus(sets: Collection[Any], cpus: float) -> None:
+def share_cpus(sets: Collection["Dataset"], cpus: float) -> None:
     """Limit Ray Data sets that are read at the same time to an equal share of the CPUs.
 
     A read task that waits for its consumer keeps its CPU: without limits one set can take them all, and a training that

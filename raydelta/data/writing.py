@@ -28,31 +28,30 @@ from raydelta.data.shards import (
     ROWS_PER_GROUP,
     SCHEMA,
     BadItem,
-    Domain,
+    Description,
     Footer,
     Item,
     Manifest,
-    Progress,
+    OnProgress,
     Record,
-    Row,
     Shard,
     Skipped,
     Split,
+    StoredRow,
     count_pixels,
     is_plain,
 )
-from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.storage import BUFFER, absolute, is_remote, open_address, upload, without_secrets
 
 
-class _Job(Record):
+class _ShardTask(Record):
     file: str
     inputs: str
     items: list[Item]
 
 
-class _Outcome(Record):
+class _ShardResult(Record):
     """Errors travel as values: Ray would wrap an exception into its own traceback."""
 
     finished: tuple[Shard, Footer] | None = None
@@ -63,18 +62,14 @@ class _Outcome(Record):
 def write_dataset(
     target: str | Path,
     splits: Mapping[str, Sequence[Item]],
-    encode: Callable[[Item], Row],
+    encode: Callable[[Item], StoredRow],
+    description: Description,
     *,
-    name: str,
-    domain: Domain,
-    taxonomy: Taxonomy,
-    source: str,
-    options: Mapping[str, Any],
     rows_per_shard: int = 128,
     skip_bad: bool = False,
     skipped: Sequence[BadItem] = (),
     workers: int | None = None,
-    progress: Progress = lambda done, total, note: None,
+    progress: OnProgress = lambda done, total, note: None,
 ) -> Manifest:
     """Encode the items of every split into shards, one Ray Data task each, and write the manifest.
 
@@ -86,7 +81,6 @@ def write_dataset(
     Args:
         target: a folder or an address.
         encode: item → row, run in Ray workers; raises BadItem. Labels hold taxonomy ids and 255 only.
-        options: all that decides what ``encode`` does beside its items; JSON values.
         skip_bad: leave bad items out and list them in the manifest; otherwise the first one stops the write.
         skipped: bad samples that never became items, for the manifest's list.
         workers: at most so many shards at once; as many as the cluster has CPUs if None.
@@ -101,9 +95,10 @@ def write_dataset(
         _check_items(split, items)
     if not splits:
         raise UserError(f"{target}: nothing to write, no split has any image")
-    settings = {"format": FORMAT, "taxonomy": taxonomy.model_dump(), "source": source, "options": dict(options)}
-    jobs = [
-        _job(f"{split}-{start // rows_per_shard:05d}.parquet", items[start : start + rows_per_shard], settings)
+    settings = {"format": FORMAT} | description.model_dump(include={"taxonomy", "source", "options"})
+    classes = len(description.taxonomy)
+    tasks = [
+        _make_task(f"{split}-{start // rows_per_shard:05d}.parquet", items[start : start + rows_per_shard], settings)
         for split, items in splits.items()
         for start in range(0, len(items), rows_per_shard)
     ]
@@ -111,20 +106,16 @@ def write_dataset(
     with _writing(folder):
         if not is_remote(folder):  # object stores have no folders
             files.create_dir(base, recursive=True)
-        _delete_stale(files, base, jobs)
-    finished = _run_jobs(jobs, folder, encode, len(taxonomy), skip_bad, workers, progress)
+        _delete_stale(files, base, tasks)
+    finished = _run_tasks(tasks, folder, encode, classes, skip_bad, workers, progress)
     manifest = Manifest(
-        name=name,
-        domain=domain,
-        taxonomy=taxonomy,
-        splits={split: _summary(split, finished, len(taxonomy)) for split in splits},
-        source=source,
-        options=dict(options),
+        **dict(description),
+        splits={split: _summary(split, finished, classes) for split in splits},
         skipped=[Skipped(file=bad.file, rule=bad.rule) for bad in skipped]
         + [bad for _, footer in finished.values() for bad in footer.skipped],
     )
     with _writing(folder):
-        _delete_stale(files, base, jobs)  # what tasks of a write that failed a moment ago have finished since
+        _delete_stale(files, base, tasks)  # what tasks of a write that failed a moment ago have finished since
         for shard, _ in finished.values():
             if files.get_file_info(f"{base}/{shard.file}").size != shard.bytes:
                 raise UserError(f"{target}: something else writes there too ({shard.file} has changed); run it again")
@@ -135,10 +126,10 @@ def write_dataset(
     return manifest
 
 
-def _delete_stale(files: pyarrow.fs.FileSystem, base: str, jobs: Sequence[_Job]) -> None:
+def _delete_stale(files: pyarrow.fs.FileSystem, base: str, tasks: Sequence[_ShardTask]) -> None:
     """Remove shards that belong to an earlier write of other inputs."""
     for info in files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True)):
-        if ".parquet" in info.base_name and info.base_name not in {job.file for job in jobs}:
+        if ".parquet" in info.base_name and info.base_name not in {task.file for task in tasks}:
             files.delete_file(info.path)
 
 
@@ -200,21 +191,21 @@ def _check_items(split: str, items: Sequence[Item]) -> None:
         raise UserError(f"split {split!r}: the id {identifier!r} occurs {count} times; ids must be unique")
 
 
-def _job(file: str, items: Sequence[Item], settings: Mapping[str, Any]) -> _Job:
+def _make_task(file: str, items: Sequence[Item], settings: Mapping[str, Any]) -> _ShardTask:
     inputs = hashlib.sha256(json.dumps([settings, items], sort_keys=True).encode()).hexdigest()
-    return _Job(file=file, inputs=inputs, items=list(items))
+    return _ShardTask(file=file, inputs=inputs, items=list(items))
 
 
-def _run_jobs(
-    jobs: Sequence[_Job],
+def _run_tasks(
+    tasks: Sequence[_ShardTask],
     folder: str,
-    encode: Callable[[Item], Row],
+    encode: Callable[[Item], StoredRow],
     classes: int,
     skip_bad: bool,
     workers: int | None,
-    progress: Progress,
+    progress: OnProgress,
 ) -> dict[str, tuple[Shard, Footer]]:
-    """Write all shards in parallel; their records by file, in the order of the jobs."""
+    """Write all shards in parallel; their records by file, in the order of the tasks."""
     from raydelta.compute.cluster import ensure_ray
 
     ensure_ray()  # before Ray is imported, which reads its settings then
@@ -223,73 +214,75 @@ def _run_jobs(
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # says that bars are off, then every step of the plan
     write = partial(_write_shard, folder=folder, encode=encode, classes=classes, skip_bad=skip_bad)
-    rows = [{"job": job.model_dump_json()} for job in jobs]
-    sizes = {job.file: len(job.items) for job in jobs}
+    rows = [{"task": task.model_dump_json()} for task in tasks]
+    sizes = {task.file: len(task.items) for task in tasks}
     finished: dict[str, tuple[Shard, Footer]] = {}
     done = 0
     files, base = open_address(folder)
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, concurrency=workers)
     for row in written.iter_rows():
-        outcome = _Outcome.model_validate_json(row["outcome"])
-        if outcome.bad is not None:
-            raise BadItem(outcome.bad.file, outcome.bad.rule)
-        if outcome.finished is None:
-            raise UserError(outcome.error)
-        shard = outcome.finished[0]
+        result = _ShardResult.model_validate_json(row["result"])
+        if result.bad is not None:
+            raise BadItem(result.bad.file, result.bad.rule)
+        if result.finished is None:
+            raise UserError(result.error)
+        shard = result.finished[0]
         if files.get_file_info(f"{base}/{shard.file}").type != pyarrow.fs.FileType.File:
             raise UserError(f"{folder}: a worker on another machine wrote there; use storage that all machines share")
-        finished[shard.file] = outcome.finished
+        finished[shard.file] = result.finished
         done += sizes[shard.file]
         progress(done, sum(sizes.values()), shard.file)
-    return {job.file: finished[job.file] for job in jobs}
+    return {task.file: finished[task.file] for task in tasks}
 
 
 def _write_shard(
-    row: dict[str, str], *, folder: str, encode: Callable[[Item], Row], classes: int, skip_bad: bool
+    row: dict[str, str], *, folder: str, encode: Callable[[Item], StoredRow], classes: int, skip_bad: bool
 ) -> dict[str, str]:
-    """The Ray Data task: one job in, one shard in the data set, its record out."""
-    job = _Job.model_validate_json(row["job"])
+    """The Ray Data task: one task in, one shard in the data set, its record out."""
+    task = _ShardTask.model_validate_json(row["task"])
     files, base = open_address(folder)
-    path = f"{base}/{job.file}"
+    path = f"{base}/{task.file}"
     # Beside its place, so that a rename suffices; what goes elsewhere is uploaded whole.
-    unfinished = Path(tempfile.gettempdir() if is_remote(folder) else folder) / f"{job.file}.{os.getpid()}"
+    unfinished = Path(tempfile.gettempdir() if is_remote(folder) else folder) / f"{task.file}.{os.getpid()}"
     try:
         with _writing(path):
-            record = _finished(files, path, job, skip_bad)
+            record = _finished(files, path, task, skip_bad)
             if record is None:
-                _write_rows(unfinished, job, encode, classes, skip_bad)
-                record = _inspect(unfinished.open("rb"), job.file)
+                _write_rows(unfinished, task, encode, classes, skip_bad)
+                record = _inspect(unfinished.open("rb"), task.file)
                 if is_remote(folder):
                     upload(unfinished, files, path)
                 else:
                     unfinished.rename(path)
-            outcome = _Outcome(finished=record)
+            result = _ShardResult(finished=record)
     except BadItem as bad:
-        outcome = _Outcome(bad=Skipped(file=bad.file, rule=bad.rule))
+        result = _ShardResult(bad=Skipped(file=bad.file, rule=bad.rule))
     except UserError as error:
-        outcome = _Outcome(error=str(error))
+        result = _ShardResult(error=str(error))
     finally:
         unfinished.unlink(missing_ok=True)
-    return {"outcome": outcome.model_dump_json()}
+    return {"result": result.model_dump_json()}
 
 
-def _finished(files: pyarrow.fs.FileSystem, path: str, job: _Job, skip_bad: bool) -> tuple[Shard, Footer] | None:
+def _finished(files: pyarrow.fs.FileSystem, path: str, task: _ShardTask, skip_bad: bool) -> tuple[Shard, Footer] | None:
     """The records of this very shard, if an interrupted write has left it."""
     if files.get_file_info(path).type != pyarrow.fs.FileType.File:
         return None
-    shard, footer = _inspect(files.open_input_file(path), job.file)
-    return (shard, footer) if footer.inputs == job.inputs and (skip_bad or not footer.skipped) else None
+    shard, footer = _inspect(files.open_input_file(path), task.file)
+    return (shard, footer) if footer.inputs == task.inputs and (skip_bad or not footer.skipped) else None
 
 
-def _write_rows(path: Path, job: _Job, encode: Callable[[Item], Row], classes: int, skip_bad: bool) -> None:
+def _write_rows(
+    path: Path, task: _ShardTask, encode: Callable[[Item], StoredRow], classes: int, skip_bad: bool
+) -> None:
     histogram = np.zeros(256, dtype=np.int64)
     unlabelled: list[str] = []
     skipped: list[Skipped] = []
     # Images are compressed already, and statistics of them would only make the footer long.
     columns = {"use_dictionary": ["sequence"], "write_statistics": ["id", "sequence"], "compression": "none"}
     with pq.ParquetWriter(path, SCHEMA, **columns) as writer:
-        group: list[Row] = []
-        for item in job.items:
+        group: list[StoredRow] = []
+        for item in task.items:
             try:
                 row = encode(item)
             except BadItem as bad:
@@ -309,7 +302,7 @@ def _write_rows(path: Path, job: _Job, encode: Callable[[Item], Row], classes: i
             writer.write_table(pa.Table.from_pylist(group, SCHEMA))
         pixels, void = count_pixels(histogram, classes)
         assert sum(pixels) + void == histogram.sum(), "the encoder let an id outside the taxonomy pass"
-        footer = Footer(inputs=job.inputs, pixels=pixels, void=void, unlabelled=unlabelled, skipped=skipped)
+        footer = Footer(inputs=task.inputs, pixels=pixels, void=void, unlabelled=unlabelled, skipped=skipped)
         writer.add_key_value_metadata({FOOTER: footer.model_dump_json()})
 
 

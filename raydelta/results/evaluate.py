@@ -52,7 +52,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
             names = ", ".join(sorted(unseen)) if len(unseen) <= 2 else "unseen sequences"
             subsets[f"{split} {names}"] = [sample.id for sample in samples if sample.sequence in unseen]
         for title, ids in subsets.items():
-            images = load_images(uri, split, (data.width, data.height), ids=ids)
+            images = load_images(uri, split, data.size, ids=ids)
             classes = manifest.taxonomy.classes
             confusion = confusion_matrix(model.predict, images, len(classes), place)
             ious = class_ious(confusion)

@@ -76,7 +76,7 @@ def draw_gallery_here(job: Job, count: int = COUNT) -> Gallery:
         raise UserError(f"{data.real}: has no labelled test or val split to draw pictures from")
     samples = [sample for sample in list_ids(data.real, split) if sample.labelled]
     chosen = samples[:: -(-len(samples) // count)]
-    images = load_images(data.real, split, (data.width, data.height), ids=[sample.id for sample in chosen])
+    images = load_images(data.real, split, data.size, ids=[sample.id for sample in chosen])
     assert images.labels is not None
     model, classes, pictures = load_model(job, place), manifest.taxonomy.classes, []
     for index, sample in enumerate(chosen):
@@ -101,7 +101,7 @@ def draw_gallery_here(job: Job, count: int = COUNT) -> Gallery:
     while len(pictures) > 1 and sum(len(uri) for picture in pictures for uri in picture.views.values()) > BUDGET:
         pictures = pictures[::2]
     colours = dict(zip(classes, manifest.taxonomy.palette, strict=True))
-    return Gallery(pictures, colours, _fitting(data.width, data.height), len(samples))
+    return Gallery(pictures, colours, _fitting(*data.size), len(samples))
 
 
 def _fitting(width: int, height: int) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def draw_strips_here(jobs: list[Job], path: Path, count: int) -> None:
         return
     names = [sample.id for sample in list_ids(data.real, split) if sample.labelled]
     chosen = names[:: max(1, len(names) // count)][:count]
-    images = load_images(data.real, split, (data.width, data.height), ids=chosen)
+    images = load_images(data.real, split, data.size, ids=chosen)
     assert images.labels is not None
     first = "stand-in" if manifest.name == STAND_IN else "real"
     columns: dict[str, np.ndarray] = {first: images.pixels.transpose(0, 2, 3, 1)}

@@ -101,7 +101,7 @@ def draw_choices(settings: ReplayConfig, jobs: Sequence[tuple[str, Job]], path: 
         ]
         ids = label_ids(job)[0][settings.budgets[0] :][:SHOWN]
         data = job.config.data
-        pixels = load_images(data.real, "train", (data.width, data.height), labels=False, ids=ids).pixels
+        pixels = load_images(data.real, "train", data.size, labels=False, ids=ids).pixels
         rows.append(
             list(
                 np.concatenate([pixels, np.full_like(pixels[:1].repeat(SHOWN - len(ids), 0), 255)]).transpose(

@@ -186,7 +186,7 @@ def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.n
     parts = [_read_part(path) for path in sorted(kept.glob("*.npz"))]
     done = {name for part in parts for name in part["id"].tolist()}
     if len(done) < split.rows:
-        scored = scan_rows(data.real, "train", (data.width, data.height), done).map_batches(
+        scored = scan_rows(data.real, "train", data.size, done).map_batches(
             Scorer,
             fn_constructor_args=(job, strategy, grid),
             batch_size=BATCH,
@@ -258,7 +258,7 @@ def load_networks(job: Job, place: Place) -> Networks:
 
 def _load(job: Job, ids: list[str], place: Place) -> Tensor:
     data = job.config.data
-    images = load_images(data.real, "train", (data.width, data.height), labels=False, ids=ids)
+    images = load_images(data.real, "train", data.size, labels=False, ids=ids)
     return to_float(torch.from_numpy(images.pixels).to(place.device))
 
 
@@ -288,7 +288,7 @@ def _draw_here(
     path: Path,
 ) -> None:
     place, taxonomy = _find_own_place(job), job.taxonomy
-    networks, size = load_networks(job, place), (job.config.data.width, job.config.data.height)
+    networks, size = load_networks(job, place), job.config.data.size
     rows, heats = [], []
     with torch.inference_mode():
         for choice in choices:

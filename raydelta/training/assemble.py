@@ -14,7 +14,7 @@ from torch import Tensor
 from raydelta.compute.device import Place
 from raydelta.data.augment import Batch, build_augment, build_colour
 from raydelta.data.shards import read_manifest
-from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, load_images, stream_rows
+from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, TrainingSet, load_images, stream_rows
 from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
 from raydelta.networks.layers import freeze
@@ -31,18 +31,17 @@ from raydelta.training.translator import TranslatorTraining
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
 
 
-def open_large_sets(job: Job) -> dict[str, Any]:
+def open_large_sets(job: Job) -> dict[str, TrainingSet]:
     """The large training sets of a job: Images where their pixels fit ``data.cache_gib``, else a Ray Data set."""
     data = job.config.data
-    size = (data.width, data.height)
-    opened: dict[str, Any] = {}
+    opened: dict[str, TrainingSet] = {}
     for domain in job.large_sets:
         uri, labels = getattr(data, domain), domain == "synthetic"
         rows = read_manifest(uri).splits["train"].rows
         if rows * data.width * data.height * BYTES_PER_PIXEL <= data.cache_gib * 2**30:
-            opened[domain] = load_images(uri, "train", size, labels=labels)
+            opened[domain] = load_images(uri, "train", data.size, labels=labels)
         else:
-            opened[domain] = stream_rows(uri, "train", size, labels=labels)
+            opened[domain] = stream_rows(uri, "train", data.size, labels=labels)
     return opened
 
 
@@ -60,11 +59,11 @@ class Parts:
     validate: Callable[[], dict[str, float]]
 
 
-def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
+def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     """Networks, streams and validation of a job.
 
     Args:
-        large: the large training sets by domain, as Images or as Ray Data iterators.
+        large: the large training sets by domain.
 
     Raises:
         UserError: the label budget cannot be met, or guidance is asked for without labels.
@@ -73,7 +72,7 @@ def assemble(job: Job, large: Mapping[str, Any], place: Place) -> Parts:
     classes = job.classes
     torch.manual_seed(hash_seed(config.seed))  # the same start weights on every rank
     labelled, validation = load_labelled(job)
-    sets = dict(large)
+    sets: dict[str, TrainingSet] = dict(large)
 
     if "labelled" in job.batches:
         if labelled is None:
@@ -166,8 +165,9 @@ def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
     """The labelled real images that the job may see: for training and for validation. No other label is read."""
     train, validation = label_ids(job)
     data = job.config.data
-    size = (data.width, data.height)
-    bought, held_out = (load_images(data.real, "train", size, ids=ids) if ids else None for ids in (train, validation))
+    bought, held_out = (
+        load_images(data.real, "train", data.size, ids=ids) if ids else None for ids in (train, validation)
+    )
     if bought is not None and job.config.labels.shuffle:
         assert bought.labels is not None
         if len(bought) < 2:

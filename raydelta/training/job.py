@@ -112,7 +112,7 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     if config.labels.ids is None:  # stages from before there was such a field keep their names
         tree["labels"].pop("ids")
     tree["translator"].pop("start")  # it is a parent
-    inputs["size"] = [config.data.width, config.data.height]
+    inputs["size"] = list(config.data.size)
     inputs["precision"] = config.compute.precision
     inputs["format"] = checkpoint.FORMAT
     inputs["synthetic"] = data_fingerprint(config.data.synthetic)

@@ -18,7 +18,7 @@ from raydelta.compute.cluster import capacity, node_leaves
 from raydelta.compute.device import find_place
 from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
-from raydelta.data.streams import is_streamed, share_cpus
+from raydelta.data.streams import Images, Rows, TrainingSet, is_streamed, share_cpus
 from raydelta.errors import TrainingError, UserError
 from raydelta.storage import patiently
 from raydelta.training.assemble import open_large_sets
@@ -32,7 +32,7 @@ MAX_FAILURES = 2  # processes of one training that may die
 def train_on_ray(
     job: Job,
     on_report: Callable[[dict[str, Any]], None] = lambda metrics: None,
-    large: Mapping[str, Any] | None = None,
+    large: Mapping[str, TrainingSet] | None = None,
     resources: Mapping[str, float] | None = None,
 ) -> None:
     """Train a job on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
@@ -85,7 +85,7 @@ def _get(reference: Any) -> Any:
     return ray.get(reference)
 
 
-def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], progress: Path) -> None:
+def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Rows], progress: Path) -> None:
     """A training on one device. Ray starts it again when its process dies."""
     import ray
 
@@ -97,13 +97,13 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Any], 
             file.write(json.dumps(metrics) + "\n")
 
     large = {name: ray.get(reference) for name, reference in references.items()}
-    train_alone(job, large | {name: rows.iterator() for name, rows in streamed.items()}, on_report)
+    train_alone(job, {**large, **streamed}, on_report)
 
 
 def _trainer(
     job: Job,
     references: Mapping[str, Any],
-    streamed: Mapping[str, Any],
+    streamed: Mapping[str, Rows],
     workers: int,
     gpu: bool,
     resources: dict[str, float],
@@ -196,9 +196,10 @@ def _last_of_run(rank: int) -> Path | None:
     return broadcast_from_rank_zero(find_whole(sorted(earlier, reverse=True)) if rank == 0 else None)
 
 
-def _split_sets(large: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    streamed = {name: value for name, value in large.items() if is_streamed(value)}
-    return {name: value for name, value in large.items() if name not in streamed}, streamed
+def _split_sets(large: Mapping[str, TrainingSet]) -> tuple[dict[str, Images], dict[str, Rows]]:
+    """The sets in memory, and those that are streamed."""
+    held = {name: images for name, images in large.items() if isinstance(images, Images)}
+    return held, {name: rows for name, rows in large.items() if is_streamed(rows)}
 
 
 def _progress_callback(path: Path) -> Any:

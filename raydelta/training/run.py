@@ -12,6 +12,7 @@ from typing import Any
 from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import Place, find_place
 from raydelta.data.augment import NORMALISATION
+from raydelta.data.streams import TrainingSet
 from raydelta.storage import patiently, replace_directory, write_atomically
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, list_checkpoints
@@ -26,7 +27,7 @@ def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda me
     shutil.rmtree(working_directory(job), ignore_errors=True)
 
 
-def train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[str, Any]], None]) -> None:
+def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[[dict[str, Any]], None]) -> None:
     working, runs = working_directory(job), job.directory.parent
     working.mkdir(parents=True, exist_ok=True)
 
@@ -41,7 +42,7 @@ def train_alone(job: Job, large: Mapping[str, Any], on_report: Callable[[dict[st
     run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
 
 
-def run_loop(job: Job, large: Mapping[str, Any], place: Place, report: Any, resume: Path | None) -> None:
+def run_loop(job: Job, large: Mapping[str, TrainingSet], place: Place, report: Any, resume: Path | None) -> None:
     """Assemble the job here and train it to its end. Collective."""
     parts = assemble(job, large, place)
     train(

@@ -19,7 +19,7 @@ import torch
 from raydelta.compute.cluster import Cluster
 from raydelta.compute.gauges import record_training
 from raydelta.config import Config, override
-from raydelta.data.streams import is_streamed
+from raydelta.data.streams import TrainingSet
 from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.search_space import Space
@@ -76,7 +76,7 @@ class Trainer:
     config: Config
     expert: Path
     runs: Path
-    large: dict[str, Any]
+    large: dict[str, TrainingSet]
     resources: dict[str, float]
     concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
     space: Space
@@ -218,7 +218,7 @@ def _trial(
     base: Config,
     expert: Path,
     runs: Path,
-    large: dict[str, Any],
+    large: dict[str, TrainingSet],
     resources: dict[str, float],
 ) -> None:
     """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
@@ -249,7 +249,7 @@ def last_line(error: BaseException) -> str:
     return str(cause).strip().splitlines()[-1]
 
 
-def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float]) -> None:
+def tune_trial(job: Job, large: Mapping[str, TrainingSet], resources: Mapping[str, float]) -> None:
     """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report.
 
     What it reported before, if it was trained in part or in whole, it reports again: whoever decides which trials train
@@ -274,7 +274,6 @@ def tune_trial(job: Job, large: Mapping[str, Any], resources: Mapping[str, float
         train_on_ray(job, tune.report, large, resources)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    streams = {name: value.iterator() if is_streamed(value) else value for name, value in large.items()}
     # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
-    train_alone(job, streams, on_report)
+    train_alone(job, large, on_report)
     shutil.rmtree(working_directory(job), ignore_errors=True)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from raydelta.data import checking, shards
-from raydelta.data.formats import FORMATS
-from raydelta.data.importers import detect, import_dataset
+from raydelta.data.formats import FORMATS, detect
+from raydelta.data.importers import ImportOptions, import_dataset
 from raydelta.data.shards import BadItem
 from raydelta.data.tables import read_table
 from raydelta.data.taxonomy import IGNORE, get_taxonomy
@@ -162,7 +162,7 @@ def test_import(kind: str, tmp_path: Path) -> None:
     source = build(kind, tmp_path / "source")
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     assert detect(source) == kind.removesuffix("-0.9.14")  # the two of CARLA lie alike
-    manifest = import_dataset(kind, source, tmp_path / "set")
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind=kind))
     classes = manifest.taxonomy
     assert classes == get_taxonomy(FORMATS[kind].taxonomy)
     assert manifest.domain == ("real" if kind in ("cityscapes", "idd", "camvid", "folder") else "synthetic")
@@ -184,18 +184,18 @@ def test_bad_files_of_every_format(kind: str, tmp_path: Path) -> None:
     content = (source / label).read_bytes()
     (source / label).write_bytes(content[: len(content) // 2])
     with pytest.raises(BadItem, match="cannot be decoded") as caught:
-        import_dataset(kind, source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind=kind))
     assert caught.value.file.endswith(label)
     CASES[kind][1](source / label, [199])
     with pytest.raises(BadItem, match=r"ids|indices|red") as caught:
-        import_dataset(kind, source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind=kind))
     assert caught.value.file.endswith(label)
-    manifest = import_dataset(kind, source, tmp_path / "set", skip_bad=True)
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind=kind, skip_bad=True))
     assert [Path(bad.file).name for bad in manifest.skipped] == [Path(label).name]
     assert manifest.splits["train"].rows == 1
     (source / image).unlink()
     with pytest.raises(BadItem, match="the label has no image"):
-        import_dataset(kind, source, tmp_path / "other")
+        import_dataset(source, tmp_path / "other", ImportOptions(kind=kind))
     assert not (tmp_path / "other").exists()
 
 
@@ -209,17 +209,17 @@ def test_16_bit_colour_masks_in_any_folder_are_refused_with_the_way_out(tmp_path
     source = build("folder", tmp_path / "source")
     synthia(source / "labels/train/clip1_0001.png", [3])
     with pytest.raises(BadItem, match=r"16-bit colour picture.*--kind synthia-rand"):
-        import_dataset("folder", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
     red(source / "labels/train/clip1_0001.png", [3])
     with pytest.raises(BadItem, match=r"only its red channel is used.*--kind carla"):
-        import_dataset("folder", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
 
 
 def test_colour_folders_are_not_labels(tmp_path: Path) -> None:
     source = build("synthia-rand", tmp_path / "source")
     photo(source / CASES["synthia-rand"][0][0][1])
     with pytest.raises(BadItem, match="offer the folder GT/LABELS, not GT/COLOR"):
-        import_dataset("synthia-rand", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="synthia-rand"))
 
 
 def test_labels_that_are_all_void(tmp_path: Path) -> None:
@@ -228,13 +228,13 @@ def test_labels_that_are_all_void(tmp_path: Path) -> None:
         photo(source / image)
         synthia(source / label, [0])
     with pytest.raises(UserError, match=r"0000000\.png: every pixel is void, as in 1 more labels"):
-        import_dataset("synthia-rand", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="synthia-rand"))
 
 
 def test_frames_of_seqs_are_not_taken_for_rand(tmp_path: Path) -> None:
     source = build("synthia-seqs", tmp_path / "source")
     with pytest.raises(UserError, match=r"not the layout of synthia-rand: .* it looks like synthia-seqs"):
-        import_dataset("synthia-rand", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="synthia-rand"))
 
 
 def test_carla_colours(tmp_path: Path) -> None:
@@ -242,21 +242,21 @@ def test_carla_colours(tmp_path: Path) -> None:
     label = source / CASES["carla"][0][0][1]
     values = [1, 7, 10]
     colours(label, values)
-    import_dataset("carla", source, tmp_path / "set")
+    import_dataset(source, tmp_path / "set", ImportOptions(kind="carla"))
     classes = get_taxonomy("cityscapes19")
     wanted = {1: classes.find("building"), 7: classes.find("road"), 10: classes.find("car")}
     assert np.array_equal(stored(tmp_path / "set")[0], np.vectorize(wanted.__getitem__)(stripes(values)))
     photo(label)
     with pytest.raises(BadItem, match="colours that are not in CARLA's palette"):
-        import_dataset("carla", source, tmp_path / "other")
+        import_dataset(source, tmp_path / "other", ImportOptions(kind="carla"))
 
 
 def test_mismatched_pairs_of_gta5_are_skipped_and_listed(tmp_path: Path) -> None:
     source = build("gta5", tmp_path / "source")
     Image.new("P", (12, 8), 7).save(source / "labels/00001.png")
     with pytest.raises(BadItem, match=r"00001\.png: the label has 12×8 pixels, its image 24×16"):
-        import_dataset("gta5", source, tmp_path / "set")
-    manifest = import_dataset("gta5", source, tmp_path / "set", skip_bad=True)
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="gta5"))
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="gta5", skip_bad=True))
     assert [Path(bad.file).name for bad in manifest.skipped] == ["00001.png"]
 
 
@@ -265,7 +265,7 @@ def test_cityscapes_test_labels_are_dummies_and_its_splits_stay(tmp_path: Path) 
     for split, city in (("val", "lindau/lindau_000000_000019"), ("test", "berlin/berlin_000000_000019")):
         photo(source / f"leftImg8bit/{split}/{city}_leftImg8bit.png")
         plain(source / f"gtFine/{split}/{city}_gtFine_labelIds.png", [3] if split == "test" else [7])
-    manifest = import_dataset("cityscapes", source, tmp_path / "set")
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="cityscapes"))
     labelled = {split: content.labelled for split, content in manifest.splits.items()}
     assert labelled == {"train": 2, "val": 1, "test": 0}
     assert [sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")] == [
@@ -278,15 +278,15 @@ def test_cityscapes_without_labels_and_unpacked_into_two_folders(tmp_path: Path)
     source = build("cityscapes", tmp_path / "source")
     (source / "images").mkdir()
     (source / "leftImg8bit").rename(source / "images/leftImg8bit")
-    assert import_dataset("cityscapes", source, tmp_path / "set").splits["train"].labelled == 2
+    assert import_dataset(source, tmp_path / "set", ImportOptions(kind="cityscapes")).splits["train"].labelled == 2
     (source / "gtFine").rename(tmp_path / "gtFine")
     assert detect(source) == "cityscapes"
-    assert import_dataset("cityscapes", source, tmp_path / "photos").splits["train"].labelled == 0
+    assert import_dataset(source, tmp_path / "photos", ImportOptions(kind="cityscapes")).splits["train"].labelled == 0
 
 
 def test_a_new_split_of_camvid_keeps_sequences_whole(tmp_path: Path) -> None:
     source = build("camvid", tmp_path / "source")
-    manifest = import_dataset("camvid", source, tmp_path / "set", shares={"train": 0.5, "val": 0.5})
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="camvid", shares={"train": 0.5, "val": 0.5}))
     assert {split: content.rows for split, content in manifest.splits.items()} == {"train": 1, "val": 1}
 
 
@@ -295,7 +295,7 @@ def test_a_val_out_of_a_training_sequence_is_doubted(tmp_path: Path) -> None:
     for split, name in (("val", "0016E5_08109"), ("test", "Seq05VD_f01620")):
         photo(source / f"{split}/{name}.png")
         plain(source / f"{split}annot/{name}.png", [3])
-    import_dataset("camvid", source, tmp_path / "set")
+    import_dataset(source, tmp_path / "set", ImportOptions(kind="camvid"))
     (doubt,) = checking.check(tmp_path / "set").doubts
     assert "split val: every image is from a sequence that train has images of too (0016E5)" in doubt
 
@@ -315,7 +315,7 @@ def test_folders_of_clips_are_no_splits(tmp_path: Path) -> None:
     for clip in ("clip1", "clip2"):
         photo(tmp_path / f"source/images/{clip}/0001.png")
         plain(tmp_path / f"source/labels/{clip}/0001.png", [3])
-    import_dataset("folder", tmp_path / "source", tmp_path / "set")
+    import_dataset(tmp_path / "source", tmp_path / "set", ImportOptions(kind="folder"))
     assert [sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")] == ["clip1", "clip2"]
 
 
@@ -324,13 +324,13 @@ def test_ids_of_fewer_bits_and_grey_palettes(tmp_path: Path) -> None:
     label = source / "labels/train/clip1_0001.png"
     header = np.resize(np.array([0, 1, 3], dtype=np.uint8), (HEIGHT, WIDTH))
     write_four_bits(label, header)
-    import_dataset("folder", source, tmp_path / "set")
+    import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
     assert np.array_equal(stored(tmp_path / "set")[0], header)
     picture = Image.fromarray(np.resize(np.array([0, 1, 2], dtype=np.uint8), (HEIGHT, WIDTH)))
     picture.putpalette([0, 0, 0, 3, 3, 3, 10, 10, 10])
     picture.save(label)
     with pytest.raises(BadItem, match="grey picture with a palette"):
-        import_dataset("folder", source, tmp_path / "other")
+        import_dataset(source, tmp_path / "other", ImportOptions(kind="folder"))
 
 
 def write_four_bits(path: Path, values: np.ndarray) -> None:
@@ -349,15 +349,21 @@ def test_labels_that_are_nowhere(tmp_path: Path) -> None:
     source = build("folder", tmp_path / "source")
     with pytest.raises(UserError, match=r"no label is at lables/\{split\}/\{path\}"):
         import_dataset(
-            "folder", source, tmp_path / "set", images="images/{split}/{path}", labels="lables/{split}/{path}"
+            source,
+            tmp_path / "set",
+            ImportOptions(kind="folder", images="images/{split}/{path}", labels="lables/{split}/{path}"),
         )
     shutil.rmtree(source / "labels")
     with pytest.warns(UserWarning, match="the images are imported without labels"):
-        import_dataset("folder", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
     with pytest.raises(UserError, match="both need the same placeholders"):
-        import_dataset("folder", source, tmp_path / "other", images="images/{split}/{path}", labels="masks/{path}")
+        import_dataset(
+            source,
+            tmp_path / "other",
+            ImportOptions(kind="folder", images="images/{split}/{path}", labels="masks/{path}"),
+        )
     with pytest.raises(UserError, match="no image id matches --only"):
-        import_dataset("folder", source, tmp_path / "other", only="nothing*")
+        import_dataset(source, tmp_path / "other", ImportOptions(kind="folder", only="nothing*"))
 
 
 def test_what_lies_beside_camvid_is_no_split_of_it(tmp_path: Path) -> None:
@@ -366,7 +372,7 @@ def test_what_lies_beside_camvid_is_no_split_of_it(tmp_path: Path) -> None:
     (source / "__MACOSX").mkdir()
     (source / "__MACOSX/._train").write_bytes(b"")
     (source / "checkpoints").mkdir()
-    assert list(import_dataset("camvid", source, tmp_path / "set").splits) == ["train"]
+    assert list(import_dataset(source, tmp_path / "set", ImportOptions(kind="camvid")).splits) == ["train"]
 
 
 def test_a_new_split_takes_labelled_images_and_tells_equal_names_apart(tmp_path: Path) -> None:
@@ -375,7 +381,9 @@ def test_a_new_split_takes_labelled_images_and_tells_equal_names_apart(tmp_path:
         photo(source / f"images/{split}/a_0001.png")
         if split != "test":
             plain(source / f"labels/{split}/a_0001.png", [3])
-    manifest = import_dataset("folder", source, tmp_path / "set", shares={"train": 0.5, "test": 0.5})
+    manifest = import_dataset(
+        source, tmp_path / "set", ImportOptions(kind="folder", shares={"train": 0.5, "test": 0.5})
+    )
     assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 1, "test": 1}
 
 
@@ -390,20 +398,20 @@ def test_own_patterns_and_own_ids(tmp_path: Path) -> None:
         "labels": "gtFine/{split}/{path}_label",
         "ids": str(tmp_path / "ids.yaml"),
     }
-    manifest = import_dataset("folder", source, tmp_path / "set", **own, taxonomy="synthia13")
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="folder", **own, taxonomy="synthia13"))
     assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 1, "val": 1}
     present = {manifest.taxonomy.classes[i] for i, count in enumerate(manifest.splits["val"].pixels) if count}
     assert present == {"road", "sky"}
     (tmp_path / "ids.yaml").write_text("{0: lawn, 6: pond, 255: void}")
     with pytest.raises(UserError, match="none of the names in the id table"):
-        import_dataset("folder", source, tmp_path / "other", **own)
+        import_dataset(source, tmp_path / "other", ImportOptions(kind="folder", **own))
 
 
 def test_ids_that_fit_another_table_are_recognised(tmp_path: Path) -> None:
     source = build("folder", tmp_path / "source")
     plain(source / "labels/train/clip1_0001.png", [7, 26, 33])
     with pytest.raises(BadItem, match=r"\[26, 33\].*all of its values are in: cityscapes, gta5"):
-        import_dataset("folder", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
 
 
 def test_streets_without_road_below_are_doubted(tmp_path: Path) -> None:
@@ -412,13 +420,15 @@ def test_streets_without_road_below_are_doubted(tmp_path: Path) -> None:
         photo(source / f"images/train/a_{number}.png")
         plain(source / f"labels/train/a_{number}.png", [0, 1])
     with pytest.warns(UserWarning, match="road covers 0.0% of the lower quarter of 6 labels"):
-        import_dataset("folder", source, tmp_path / "set")
+        import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
 
 
 @pytest.mark.skipif(not SEQS_FRAME.is_dir(), reason="the frame of SYNTHIA-SEQS is not here")
 def test_published_frame_of_synthia(tmp_path: Path) -> None:
     assert detect(SEQS_FRAME) == "synthia-seqs"
-    manifest = import_dataset("synthia-seqs", SEQS_FRAME, tmp_path / "set", taxonomy="synthia16", size=(640, 380))
+    manifest = import_dataset(
+        SEQS_FRAME, tmp_path / "set", ImportOptions(kind="synthia-seqs", taxonomy="synthia16", size=(640, 380))
+    )
     assert manifest.options["dropped"] == ["lane marking"]
     share = dict(zip(manifest.taxonomy.classes, manifest.splits["train"].pixels, strict=True))
     assert max(share, key=share.__getitem__) in ("road", "building", "sky")
@@ -428,7 +438,7 @@ def test_published_frame_of_synthia(tmp_path: Path) -> None:
 
 def test_bytes_are_taken_over(tmp_path: Path) -> None:
     source = build("cityscapes", tmp_path / "source")
-    import_dataset("cityscapes", source, tmp_path / "set")
+    import_dataset(source, tmp_path / "set", ImportOptions(kind="cityscapes"))
     row = shards.read_rows(tmp_path / "set", "train").to_pylist()[0]
     assert row["image"] == (source / CASES["cityscapes"][0][0][0]).read_bytes()
     assert Image.open(io.BytesIO(row["image"])).size == (WIDTH, HEIGHT)

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from raydelta.data import checking, shards
-from raydelta.data.importers import detect, import_dataset
+from raydelta.data.formats import detect
+from raydelta.data.importers import ImportOptions, import_dataset
 from raydelta.data.shards import BadItem
 from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.data.simulator.scene import simulate
@@ -72,7 +73,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_folder(folder: Path, tmp_path: Path) -> None:
     before = files_of(folder)
-    manifest = import_dataset("folder", folder, tmp_path / "set")
+    manifest = import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
     assert files_of(folder) == before
     assert (manifest.name, manifest.domain, list(manifest.splits)) == ("set", "real", ["train", "test"])
     assert shards.list_ids(tmp_path / "set", "train") == [
@@ -93,7 +94,7 @@ def test_flat_folder_without_labels(tmp_path: Path) -> None:
         save(paint(number), source / f"images/frame{number:04d}.jpg")
     (source / "images/._frame0000.jpg").write_bytes(b"what macOS leaves")
     (source / "images/notes.txt").write_text("not a picture")
-    manifest = import_dataset("folder", source, tmp_path / "set")
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
     assert (manifest.splits["train"].rows, manifest.splits["train"].labelled) == (3, 0)
     assert {sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")} == {"frame"}
 
@@ -101,14 +102,16 @@ def test_flat_folder_without_labels(tmp_path: Path) -> None:
 def test_some_labels_only_if_said_so(folder: Path, tmp_path: Path) -> None:
     (folder / "labels/train/0001TP_008550.png").unlink()
     with pytest.raises(BadItem, match=r"0001TP_008550\.jpg: the image has no label of the same name \(labels"):
-        import_dataset("folder", folder, tmp_path / "set")
-    manifest = import_dataset("folder", folder, tmp_path / "set", allow_unlabelled=True)
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
+    manifest = import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder", allow_unlabelled=True))
     assert (manifest.splits["train"].rows, manifest.splits["train"].labelled) == (3, 2)
 
 
 def test_crop_size_limit_and_splits(folder: Path, tmp_path: Path) -> None:
     manifest = import_dataset(
-        "folder", folder, tmp_path / "set", crop=(4, 2, 20, 10), size=(8, 4), limit=1, splits=["train"]
+        folder,
+        tmp_path / "set",
+        ImportOptions(kind="folder", crop=(4, 2, 20, 10), size=(8, 4), limit=1, splits=["train"]),
     )
     assert list(manifest.splits) == ["train"]
     (row,) = shards.read_rows(tmp_path / "set", "train").to_pylist()
@@ -125,7 +128,7 @@ def test_crop_size_limit_and_splits(folder: Path, tmp_path: Path) -> None:
 def test_own_taxonomy(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text("[left, right]")
     with pytest.raises(BadItem, match=r"the ids \[2, 3.*not in the table \(0-1, 255\)"):
-        import_dataset("folder", folder, tmp_path / "set", taxonomy=str(tmp_path / "two.yaml"))
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder", taxonomy=str(tmp_path / "two.yaml")))
 
 
 def test_indices_of_a_palette_count(folder: Path, tmp_path: Path) -> None:
@@ -133,13 +136,13 @@ def test_indices_of_a_palette_count(folder: Path, tmp_path: Path) -> None:
     palette.putpalette([value for colour in CAMVID11.palette for value in colour])
     assert palette.mode == "P"
     save(palette, folder / "labels/test/Seq05VD_f01620.png")
-    manifest = import_dataset("folder", folder, tmp_path / "set", splits=["test"])
+    manifest = import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder", splits=["test"]))
     assert [index for index, count in enumerate(manifest.splits["test"].pixels) if count] == [3, 5]
     palette = mask(3, 77)
     palette.putpalette([value for value in range(256) for _ in range(3)])
     save(palette, folder / "labels/test/Seq05VD_f01620.png")
     with pytest.raises(BadItem, match=r"the palette indices \[77\]"):
-        import_dataset("folder", folder, tmp_path / "other", splits=["test"])
+        import_dataset(folder, tmp_path / "other", ImportOptions(kind="folder", splits=["test"]))
 
 
 def test_rotated_photographs_are_stored_upright(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_rotated_photographs_are_stored_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     path.parent.mkdir(parents=True)
     paint(0).save(path, exif=exif)
-    import_dataset("folder", tmp_path / "source", tmp_path / "set")
+    import_dataset(tmp_path / "source", tmp_path / "set", ImportOptions(kind="folder"))
     (row,) = shards.read_rows(tmp_path / "set", "train").to_pylist()
     assert (row["width"], row["height"]) == (HEIGHT, WIDTH)
     assert Image.open(io.BytesIO(row["image"])).getexif().get(0x0112, 1) == 1
@@ -199,12 +202,12 @@ BREAKAGES: list[tuple[str, str, Callable[[Path], object], str]] = [
 def test_bad_file(folder: Path, tmp_path: Path, file: str, breakage: Callable[[Path], object], rule: str) -> None:
     breakage(folder / file)
     with pytest.raises(BadItem) as caught:
-        import_dataset("folder", folder, tmp_path / "set")
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
     assert Path(file).stem in caught.value.file
     assert rule in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert not (tmp_path / "set").exists()
-    manifest = import_dataset("folder", folder, tmp_path / "set", skip_bad=True)
+    manifest = import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder", skip_bad=True))
     assert manifest.splits["train"].rows == 2
     assert any(rule in bad.rule and Path(file).stem in bad.file for bad in manifest.skipped)
     assert checking.check(tmp_path / "set").problems == []
@@ -215,7 +218,7 @@ def test_swapped_folders(folder: Path, tmp_path: Path) -> None:
     (folder / "labels").rename(folder / "images")
     (folder / "photos").rename(folder / "labels")
     with pytest.raises(BadItem, match=r"labels/.*are the folders swapped\?"):
-        import_dataset("folder", folder, tmp_path / "set")
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
     assert not (tmp_path / "set").exists()
 
 
@@ -223,18 +226,18 @@ def test_links_of_folders(folder: Path, tmp_path: Path) -> None:
     (folder / "images/train").rename(tmp_path / "elsewhere")
     (folder / "images/train").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="images/train: a symbolic link that leads out of"):
-        import_dataset("folder", folder, tmp_path / "set")
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
     (folder / "images/train").unlink()
     (folder / "depth").symlink_to(tmp_path / "elsewhere")  # nothing that is imported lies behind it
     (tmp_path / "elsewhere").rename(folder / "images/train")
     (folder / "images/train/loop").symlink_to(folder / "images")
     with pytest.raises(BadItem, match="loop: a symbolic link to a folder"):
-        import_dataset("folder", folder, tmp_path / "set")
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
 
 
 def test_bad_sources(folder: Path, segnet: Path, tmp_path: Path) -> None:
     def importing(source: Path, kind: str = "folder", **changes: Any) -> Any:
-        return import_dataset(kind, source, tmp_path / "set", **changes)
+        return import_dataset(source, tmp_path / "set", ImportOptions(kind=kind, **changes))
 
     with pytest.raises(UserError, match="no importer 'cityspace'; there are: cityscapes, "):
         importing(folder, "cityspace")
@@ -268,7 +271,7 @@ def test_unreadable_folder(folder: Path, tmp_path: Path) -> None:
         os.seteuid(65534)  # root reads everything
     try:
         with pytest.raises(UserError, match="cannot be read as a folder: Permission denied"):
-            import_dataset("folder", folder, tmp_path / "set")
+            import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
     finally:
         os.seteuid(user)
         (folder / "images/train").chmod(0o755)
@@ -285,27 +288,27 @@ def test_unreadable_folder(folder: Path, tmp_path: Path) -> None:
 )
 def test_bad_options(folder: Path, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        import_dataset("folder", folder, tmp_path / "set", **changes)
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder", **changes))
 
 
 def test_a_mended_source_goes_on(folder: Path, tmp_path: Path) -> None:
     good = (folder / LABEL).read_bytes()
     truncate(folder / LABEL)
     with pytest.raises(BadItem):
-        import_dataset("folder", folder, tmp_path / "set")
+        import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder"))
     (folder / LABEL).write_bytes(good)
-    assert import_dataset("folder", folder, tmp_path / "set").splits["train"].rows == 3
+    assert import_dataset(folder, tmp_path / "set", ImportOptions(kind="folder")).splits["train"].rows == 3
 
 
 def test_camvid(segnet: Path, tmp_path: Path) -> None:
     before = files_of(segnet)
-    manifest = import_dataset("camvid", segnet, tmp_path / "set", name="CamVid")
+    manifest = import_dataset(segnet, tmp_path / "set", ImportOptions(kind="camvid", name="CamVid"))
     assert files_of(segnet) == before
     assert {split: content.rows for split, content in manifest.splits.items()} == {"train": 2, "val": 1, "test": 1}
     assert all(content.void == sum(content.pixels) // 11 for content in manifest.splits.values())
     assert [sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")] == ["0001TP", "0016E5"]
     assert checking.check(tmp_path / "set").problems == []
-    other = import_dataset("camvid", segnet, tmp_path / "other", taxonomy="cityscapes19")
+    other = import_dataset(segnet, tmp_path / "other", ImportOptions(kind="camvid", taxonomy="cityscapes19"))
     assert other.options["dropped"] == ["bicyclist"]  # Cityscapes tells riders from bicycles
     person = other.taxonomy.find("person")
     assert other.splits["test"].pixels[person] == manifest.splits["test"].pixels[9]
@@ -313,7 +316,9 @@ def test_camvid(segnet: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the slice of CamVid is not here; it may not be redistributed")
 def test_published_camvid(tmp_path: Path) -> None:
-    manifest = import_dataset("camvid", CAMVID, tmp_path / "set", crop=(0, 60, 480, 300), size=(256, 128))
+    manifest = import_dataset(
+        CAMVID, tmp_path / "set", ImportOptions(kind="camvid", crop=(0, 60, 480, 300), size=(256, 128))
+    )
     assert {split: content.labelled for split, content in manifest.splits.items()} == {"train": 12, "val": 4, "test": 8}
     sequences = {sample.sequence for split in manifest.splits for sample in shards.list_ids(tmp_path / "set", split)}
     assert sequences == {"0001TP", "0006R0", "0016E5", "Seq05VD"}

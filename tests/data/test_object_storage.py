@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from raydelta.data import checking, shards
-from raydelta.data.importers import detect, import_dataset
+from raydelta.data.formats import detect
+from raydelta.data.importers import ImportOptions, import_dataset
 from raydelta.data.shards import BadItem
 from raydelta.errors import UserError
 from tests.data.test_formats import CASES, build, photo
@@ -21,14 +22,14 @@ def test_import_from_and_to_object_storage(s3: str, tmp_path: Path) -> None:
     for path in source.rglob("*.png"):
         client.upload_file(str(path), "raydelta-tests", f"source/{path.relative_to(source)}")
     assert detect(f"{s3}/source") == "synthia-rand"
-    there = import_dataset("synthia-rand", f"{s3}/source", f"{s3}/set")
-    here = import_dataset("synthia-rand", source, tmp_path / "set")
+    there = import_dataset(f"{s3}/source", f"{s3}/set", ImportOptions(kind="synthia-rand"))
+    here = import_dataset(source, tmp_path / "set", ImportOptions(kind="synthia-rand"))
     assert shards.read_rows(f"{s3}/set", "train").equals(shards.read_rows(tmp_path / "set", "train"))
     assert there.source == f"synthia-rand:{s3}/source"
     assert there.splits["train"].pixels == here.splits["train"].pixels
     assert checking.check(f"{s3}/set").problems == []
     with pytest.raises(UserError, match="exists already"):
-        import_dataset("synthia-rand", source, f"{s3}/set")
+        import_dataset(source, f"{s3}/set", ImportOptions(kind="synthia-rand"))
     with pytest.raises(UserError, match="not a data set"):
         shards.read_manifest(f"{s3}/source")
 
@@ -43,23 +44,23 @@ def test_an_interrupted_import_into_object_storage_is_no_data_set_and_goes_on(s3
     photo(source / "labels/test/z_1.png")  # a colour picture
     target = f"{s3}/unfinished"
     with pytest.raises(BadItem, match=r"z_1\.png"):
-        import_dataset("folder", source, target)
+        import_dataset(source, target, ImportOptions(kind="folder"))
     client = boto3.client("s3")
-    import_dataset("folder", source, target, splits=["train"], limit=2)
+    import_dataset(source, target, ImportOptions(kind="folder", splits=["train"], limit=2))
     client.delete_object(Bucket="raydelta-tests", Key="unfinished/manifest.json")
     with pytest.raises(UserError, match="its import was interrupted: run the same command again"):
         shards.read_manifest(target)
     written = client.head_object(Bucket="raydelta-tests", Key="unfinished/train-00000.parquet")["LastModified"]
-    import_dataset("folder", source, target, splits=["train"], limit=2)
+    import_dataset(source, target, ImportOptions(kind="folder", splits=["train"], limit=2))
     again = client.head_object(Bucket="raydelta-tests", Key="unfinished/train-00000.parquet")["LastModified"]
     assert again == written, "a finished shard is not written again"
     good(source / "labels/test/z_1.png", [0, 10])
     client.put_object(Bucket="raydelta-tests", Key="foreign/thesis.doc", Body=b"x")
     with pytest.raises(UserError, match=r"holds other things already \(thesis\.doc\)"):
-        import_dataset("folder", source, f"{s3}/foreign")
+        import_dataset(source, f"{s3}/foreign", ImportOptions(kind="folder"))
     client.put_object(Bucket="raydelta-tests", Key="tables/sales.parquet", Body=b"somebody's")
     with pytest.raises(UserError, match=r"holds other things already \(sales\.parquet\)"):
-        import_dataset("folder", source, f"{s3}/tables")
+        import_dataset(source, f"{s3}/tables", ImportOptions(kind="folder"))
     client.head_object(Bucket="raydelta-tests", Key="tables/sales.parquet")
 
 
@@ -71,6 +72,6 @@ def test_names_in_object_storage_may_hold_anything(s3: str, tmp_path: Path) -> N
     for path in source.rglob("*.*"):
         name = f"odd/{path.relative_to(source)}".replace("train/clip", "train/clip ü %20 ")
         client.upload_file(str(path), "raydelta-tests", name)
-    import_dataset("folder", f"{s3}/odd", tmp_path / "set")
+    import_dataset(f"{s3}/odd", tmp_path / "set", ImportOptions(kind="folder"))
     ids = [sample.id for sample in shards.list_ids(tmp_path / "set", "train")]
     assert ids == ["clip ü %20 1_0001", "clip ü %20 2_0001"]

@@ -37,13 +37,13 @@ def test_nothing_that_can_be_opened(tmp_path: Path) -> None:
 
 
 def test_val_stands_in_where_test_labels_are_secret(tmp_path: Path) -> None:
-    from raydelta.data.importers import import_dataset
+    from raydelta.data.importers import ImportOptions, import_dataset
 
     source = build("cityscapes", tmp_path / "source")
     for split, city in (("val", "lindau/lindau_000000_000019"), ("test", "berlin/berlin_000000_000019")):
         photo(source / f"leftImg8bit/{split}/{city}_leftImg8bit.png")
         plain(source / f"gtFine/{split}/{city}_gtFine_labelIds.png", [7])
-    manifest = import_dataset("cityscapes", source, tmp_path / "set")
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="cityscapes"))
     assert evaluation_split(manifest) == "val"
     assert unseen_sequences(str(tmp_path / "set"), "val") == []  # all of it is: nothing to tell apart
     without = manifest.model_copy(update={"splits": {"train": manifest.splits["train"]}})

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from raydelta.data import checking, shards, writing
-from raydelta.data.shards import BadItem, Item, Manifest, Row
+from raydelta.data.shards import BadItem, Description, Item, Manifest, StoredRow
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.errors import UserError
 
@@ -28,13 +28,13 @@ SPLITS = {
 }
 
 
-def encode(item: Item) -> Row:
+def encode(item: Item) -> StoredRow:
     """Noise that the item's number seeds; every fifth one has no label, as have those of no label file."""
     rng = np.random.default_rng(int(item.image))
     image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     mask = rng.choice(np.array([*range(11), 255], dtype=np.uint8), (HEIGHT, WIDTH))
     labelled = item.label is not None and int(item.image) % 5
-    return Row(
+    return StoredRow(
         id=item.id,
         sequence=item.sequence,
         image=writing.encode_jpeg(Image.fromarray(image)),
@@ -44,7 +44,7 @@ def encode(item: Item) -> Row:
     )
 
 
-def encode_while(item: Item, broken: str, wait_for: str) -> Row:
+def encode_while(item: Item, broken: str, wait_for: str) -> StoredRow:
     """Refuses item 20 while a file exists, but not before another shard is there."""
     if item.id == "train_020" and Path(broken).exists():
         deadline = time.monotonic() + 10
@@ -54,23 +54,17 @@ def encode_while(item: Item, broken: str, wait_for: str) -> Row:
     return encode(item)
 
 
-def encode_noise(item: Item) -> Row:
+def encode_noise(item: Item) -> StoredRow:
     """Some 60 kB that nothing can compress."""
     image = np.random.default_rng(int(item.image)).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     encoded = writing.encode_jpeg(Image.fromarray(image))
-    return Row(id=item.id, sequence=item.sequence, image=encoded, label=None, height=128, width=128)
+    return StoredRow(id=item.id, sequence=item.sequence, image=encoded, label=None, height=128, width=128)
 
 
 def write(target: Path, encoder=encode, splits=SPLITS, **changes) -> Manifest:
-    settings = {
-        "name": "dots",
-        "domain": "real",
-        "taxonomy": CAMVID11,
-        "source": "a test",
-        "options": {},
-        "rows_per_shard": 10,
-    }
-    return writing.write_dataset(target, splits, encoder, **(settings | changes))
+    described = {"name": "dots", "domain": "real", "taxonomy": CAMVID11, "source": "a test", "options": {}}
+    description = Description(**{name: changes.pop(name, value) for name, value in described.items()})
+    return writing.write_dataset(target, splits, encoder, description, **({"rows_per_shard": 10} | changes))
 
 
 @pytest.fixture(scope="module")

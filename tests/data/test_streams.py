@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raydelta.compute.device import Place
-from raydelta.data.shards import Item, Row
+from raydelta.data.shards import Description, Item, StoredRow
 from raydelta.data.streams import Images, MemoryStream, RayStream, draw_batches, load_images, scan_rows, stream_rows
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.data.writing import encode_label, write_dataset
@@ -107,11 +107,11 @@ def test_a_part_of_the_images() -> None:
     assert numbered(4, labels=False).take(slice(2)).labels is None
 
 
-def encode(item: Item) -> Row:
+def encode(item: Item) -> StoredRow:
     """An image filled with its number; every third one has no label."""
     number = int(item.image)
     label = np.full(SIZE[::-1], number % 3, dtype=np.uint8)
-    return Row(
+    return StoredRow(
         id=item.id,
         sequence=item.sequence,
         image=encode_png(number),
@@ -135,11 +135,7 @@ def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
         target,
         {"train": items},
         encode,
-        name="numbers",
-        domain="synthetic",
-        taxonomy=TAXONOMY,
-        source="test",
-        options={},
+        Description(name="numbers", domain="synthetic", taxonomy=TAXONOMY, source="test", options={}),
         rows_per_shard=6,
     )
     return str(target)

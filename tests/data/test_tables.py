@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raydelta.data import checking
-from raydelta.data.importers import import_dataset
+from raydelta.data.importers import ImportOptions, import_dataset
 from raydelta.data.tables import Table, read_table, shipped_tables
 from raydelta.data.taxonomy import BUILT_IN, IGNORE
 from raydelta.errors import UserError
@@ -55,14 +55,14 @@ def test_check_doubts_shares_that_are_far_from_the_published_ones(tmp_path: Path
     for number in range(20):
         photo(source / f"leftImg8bit/train/a/a_{number:06d}_000019_leftImg8bit.png")
         plain(source / f"gtFine/train/a/a_{number:06d}_000019_gtFine_labelIds.png", usual)
-    import_dataset("cityscapes", source, tmp_path / "set")
+    import_dataset(source, tmp_path / "set", ImportOptions(kind="cityscapes"))
     report = checking.check(tmp_path / "set")
     assert report.published["road"] == pytest.approx(32.7)
     assert not any("road" in doubt for doubt in report.doubts)
     for number in range(20):  # somebody's trainIds under the name of labelIds
         plain(source / f"gtFine/train/a/a_{number:06d}_000019_gtFine_labelIds.png", [0] * 8 + [1, 2, 8, 10, 13] * 3)
     with pytest.warns(UserWarning, match="road covers"):
-        import_dataset("cityscapes", source, tmp_path / "wrong")
+        import_dataset(source, tmp_path / "wrong", ImportOptions(kind="cityscapes"))
     report = checking.check(tmp_path / "wrong")
     assert any(doubt.startswith("road covers 0.00 %, 32.7 % as published") for doubt in report.doubts)
     assert "warning: road covers" in checking.format_report(report)

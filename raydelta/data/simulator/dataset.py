@@ -7,7 +7,7 @@ from typing import get_args
 
 from PIL import Image
 
-from raydelta.data.shards import Item, Manifest, Progress, Row
+from raydelta.data.shards import Description, Item, Manifest, OnProgress, StoredRow
 from raydelta.data.simulator.scene import Look, simulate
 from raydelta.data.taxonomy import get_taxonomy
 from raydelta.data.writing import encode_jpeg, encode_label, write_dataset
@@ -29,7 +29,7 @@ def simulate_dataset(
     width: int,
     height: int,
     seed: int = 0,
-    progress: Progress = lambda done, total, note: None,
+    progress: OnProgress = lambda done, total, note: None,
 ) -> Manifest:
     """Make a data set with the built-in simulator: ``synthetic``, or ``street`` as the stand-in for photographs.
 
@@ -54,18 +54,22 @@ def simulate_dataset(
         target,
         splits,
         partial(encode_scene, look=look, width=width, height=height, seed=seed),
-        name="simulated" if look == "synthetic" else STAND_IN,
-        domain="synthetic" if look == "synthetic" else "real",
-        taxonomy=get_taxonomy("camvid11"),
-        source=f"built-in simulator, look {look!r}",
-        options={"width": width, "height": height, "seed": seed},
+        Description(
+            name="simulated" if look == "synthetic" else STAND_IN,
+            domain="synthetic" if look == "synthetic" else "real",
+            taxonomy=get_taxonomy("camvid11"),
+            source=f"built-in simulator, look {look!r}",
+            options={"width": width, "height": height, "seed": seed},
+        ),
         rows_per_shard=SCENES_PER_SHARD,
         progress=progress,
     )
 
 
-def encode_scene(item: Item, look: Look, width: int, height: int, seed: int) -> Row:
+def encode_scene(item: Item, look: Look, width: int, height: int, seed: int) -> StoredRow:
     """Render one scene of the simulator; ``item.image`` is its index."""
     image, mask = simulate(int(item.image), seed=seed, look=look, width=width, height=height)
     encoded = encode_jpeg(Image.fromarray(image))
-    return Row(id=item.id, sequence=item.sequence, image=encoded, label=encode_label(mask), height=height, width=width)
+    return StoredRow(
+        id=item.id, sequence=item.sequence, image=encoded, label=encode_label(mask), height=height, width=width
+    )

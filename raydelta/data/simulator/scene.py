@@ -1,7 +1,7 @@
 """Procedural street scenes with exact masks in the 11 CamVid classes: a small stand-in for a driving simulator.
 
 Here: where things stand in a scene, and the camera's own faults. Canvas, textures and things have modules of their own;
-what makes a data set of scenes (shards, splits) is in importers.
+what makes a data set of scenes (shards, splits) is in dataset.
 `look="synthetic"` is a clean game-like daylight; `look="street"` is a *stand-in* for photographs (other palettes,
 weather, sensor and street statistics), for users who have none yet. It is not real, and never called so.
 
