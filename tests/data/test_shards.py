@@ -235,7 +235,7 @@ def test_full_disk(tmp_path: Path, ray_session: None) -> None:
 
 def test_a_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    job = writing._job("train-00000.parquet", SPLITS["train"][:10], {})
+    job = writing._make_task("train-00000.parquet", SPLITS["train"][:10], {})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         row = {"job": job.model_dump_json()}
