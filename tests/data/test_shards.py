@@ -235,14 +235,14 @@ def test_full_disk(tmp_path: Path, ray_session: None) -> None:
 
 def test_a_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    job = writing._make_task("train-00000.parquet", SPLITS["train"][:10], {})
+    task = writing._make_task("train-00000.parquet", SPLITS["train"][:10], {})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        row = {"job": job.model_dump_json()}
+        row = {"task": task.model_dump_json()}
         result = writing._write_shard(row, folder=str(tmp_path), encode=encode_noise, classes=11, skip_bad=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "File too large" in result["outcome"]
+    assert "File too large" in result["result"]
     assert list(tmp_path.iterdir()) == []
 
 
