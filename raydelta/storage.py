@@ -1,14 +1,18 @@
-"""Local paths and storage addresses (``s3://…``): read, joined, opened, and written whole or not at all."""
+"""Local paths and storage addresses (``s3://…``): read, joined, opened, locked, and written whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -94,8 +98,11 @@ def upload(source: Path, files: pyarrow.fs.FileSystem, path: str) -> None:
         shutil.copyfileobj(local, remote, BUFFER)
 
 
-PATIENCE = 180.0
+AWAY = 180.0
 """Seconds that storage may be away before a training gives up."""
+
+LEASE = 30.0
+"""Seconds without a sign of life after which a lock in an object store is taken from its owner."""
 
 
 def fingerprint(inputs: Any) -> str:
@@ -105,7 +112,7 @@ def fingerprint(inputs: Any) -> str:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -117,32 +124,162 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Copy a directory to ``target``, whole or not at all; an older one there goes."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    """Copy a directory to ``target``, whole or not at all; an older one there goes. Hold ``exclusive`` around it.
+
+    Raises:
+        UserError: it cannot be written; what was there stays.
+    """
+    beside, old = _beside(target), _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed in here
+            shutil.rmtree(left, ignore_errors=True)
         shutil.copytree(source, beside)
         if target.exists():
-            old = target.with_name(f".{target.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
-            beside.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            beside.rename(target)
+        beside.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise UserError(f"{target}: cannot be written: {error}") from error
+
+
+def _beside(path: Path) -> Path:
+    """A new hidden name in the same folder. Random, as process numbers repeat on other machines."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def exclusive(target: str | Path) -> Iterator[None]:
+    """Hold the lock of a directory or data set, which need not exist yet; wait, and warn, while another process does.
+
+    Whoever waited finds what the other has finished, and has to look for it. The lock of a dead owner is free: on a
+    disk and on NFS the kernel and the server see to that; in an object store it is free after ``LEASE`` seconds.
+
+    Raises:
+        UserError: the folder around the target cannot be written.
+    """
+    with _locked_object(str(target)) if is_remote(target) else _locked_file(Path(target)):
+        yield
+
+
+def _tell_waiting(target: str | Path) -> None:
+    name = without_secrets(target).rpartition("/")[2]
+    warnings.warn(f"{name}: another command is making it; waiting for its result", stacklevel=5)
+
+
+@contextlib.contextmanager
+def _locked_file(target: Path) -> Iterator[None]:
+    """``flock`` on a hidden file beside the target, which goes when the lock does."""
+    path = target.with_name(f".{target.name}.lock")
+    descriptor, told = -1, False
+    try:
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else its last owner has removed it meanwhile
+                    break
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                if not told:
+                    _tell_waiting(target)
+                    told = True
+                time.sleep(0.5)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                warnings.warn(
+                    f"{path.parent}: knows no locks ({error.strerror}); run one command at a time", stacklevel=4
+                )
+                break
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the storage may be away
+            path.unlink()
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked_object(address: str) -> Iterator[None]:
+    """Tickets as in Lamport's bakery (CACM 1974): all it asks of a store is that what was written is listed at once.
+
+    ``choosing-ID`` stands for a process that is about to take a ticket, ``NUMBER-ID`` for its ticket; the lowest has
+    the lock. Both are written again as long as the process lives.
+    """
+    files, base = open_address(address)
+    folder, own = f"{base.rpartition('/')[0]}/.{base.rpartition('/')[2]}.lock", secrets.token_hex(8)
+
+    def put(name: str) -> None:
+        with files.open_output_stream(f"{folder}/{name}") as stream:
+            stream.write(own.encode())
+
+    def present() -> dict[str, int | None]:
+        found = files.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
+        return {info.base_name: info.mtime_ns for info in found if info.is_file}
+
+    def is_ahead(name: str) -> bool:
+        return name.startswith("choosing") or name < held[0]
+
+    def remove(name: str) -> None:
+        with contextlib.suppress(OSError):
+            files.delete_file(f"{folder}/{name}")
+
+    held, ended = [f"choosing-{own}"], threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(LEASE / 6):
+            with contextlib.suppress(OSError):  # the storage may be away
+                alive = present()
+                for name in held:
+                    if name in alive:
+                        put(name)
+
+    try:
+        put(held[0])
+        threading.Thread(target=beat, daemon=True).start()
+        number = 1 + max((int(name.partition("-")[0]) for name in present() if name[0].isdigit()), default=0)
+        held.append(f"{number:012d}-{own}")
+        put(held[1])
+        remove(held.pop(0))
+        seen: dict[str, tuple[int | None, float]] = {}  # name → when it was last written, and since when we know that
+        while ahead := {name: at for name, at in present().items() if own not in name and is_ahead(name)}:
+            if not seen:
+                _tell_waiting(address)
+            now = time.monotonic()  # clocks of machines differ, so only this one counts
+            for name, at in ahead.items():
+                if name not in seen or seen[name][0] != at:
+                    seen[name] = (at, now)
+                elif now - seen[name][1] > LEASE:
+                    remove(name)
+            time.sleep(0.5)
+    except OSError as error:
+        ended.set()
+        for name in held:
+            remove(name)
+        raise UserError(f"{without_secrets(address)}: cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        ended.set()
+        remove(held[0])
 
 
 def patiently(folder: Path, write: Callable[[], None] = lambda: None) -> None:
     """Write something below a folder; while that folder is away (a mount, a server), wait for it and write again.
 
     Raises:
-        UserError: it was away for longer than ``PATIENCE``.
+        UserError: it was away for longer than ``AWAY``.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + AWAY
     failed = warned = False
     while True:
         if folder.is_dir() and os.access(folder, os.W_OK):  # else it would be made anew where a mount was
@@ -155,7 +292,7 @@ def patiently(folder: Path, write: Callable[[], None] = lambda: None) -> None:
         else:
             failed = False
             if time.monotonic() > deadline:
-                raise UserError(f"{folder}: away for {PATIENCE:g} s; run the same command again when it is back")
+                raise UserError(f"{folder}: away for {AWAY:g} s; run the same command again when it is back")
             if not warned:
                 warnings.warn(f"{folder}: away; waiting for it", stacklevel=2)
                 warned = True

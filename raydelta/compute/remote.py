@@ -37,7 +37,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 TIMEOUT = 10.0  # seconds for an answer from the head
 TUNNEL_TIMEOUT = 25.0  # seconds until the tunnel is open
 RETRY = 5.0  # seconds between two attempts to connect again
-PATIENCE = 600.0  # seconds without a connection before a client stops following; the job does not notice
+LOST = 600.0  # seconds without a connection before a client stops following; the job does not notice
 START_UP = 60.0  # seconds from the head's first answer until it takes jobs
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 GUARD = (
@@ -284,7 +284,7 @@ def follow(name: str, cluster_file: Path | None, address: str | None) -> int:
                             return _ended(name, job)
                         time.sleep(1 + len(text) / 200_000)  # every answer holds the whole of it
             except Unreachable as error:
-                if last is None or time.monotonic() - last > PATIENCE:
+                if last is None or time.monotonic() - last > LOST:
                     raise
                 sys.stderr.write(f"\nconnection lost, the job does not need it; trying again ({error})\n")
                 time.sleep(RETRY)

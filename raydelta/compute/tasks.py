@@ -1,9 +1,15 @@
 """Calls and actor pools on the Ray cluster, and errors as they were raised there."""
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raydelta.errors import TrainingError, UserError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+Result = TypeVar("Result")
 
 
 def actor_pool(most: int) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def get_or_cause(reference: Any) -> Any:
+def get_or_cause(reference: "ObjectRef[Result]") -> Result:
     """``ray.get``, but a task's own error comes out as it was raised."""
     import ray
 
@@ -48,9 +54,21 @@ def get_or_cause(reference: Any) -> Any:
         raise cause_of(error) from None
 
 
-def run_remote(function: Any, *arguments: Any) -> Any:
-    """Call a function on the cluster, on a GPU where there is one."""
+def start_remote(
+    function: Callable[..., Result], *arguments: object, gpus: float | None = None
+) -> "ObjectRef[Result]":
+    """Start a function as a Ray task on one CPU; ``get_or_cause`` waits for what it returns.
+
+    Args:
+        gpus: GPUs that it reserves, or a share of one; None takes one where the cluster has any.
+    """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
-    return get_or_cause(ray.remote(num_cpus=1, num_gpus=gpus)(function).remote(*arguments))
+    if gpus is None:
+        gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+    return ray.remote(num_cpus=1, num_gpus=gpus)(function).remote(*arguments)
+
+
+def run_remote(function: Callable[..., Result], *arguments: object, gpus: float | None = None) -> Result:
+    """``start_remote``, and wait for the result."""
+    return get_or_cause(start_remote(function, *arguments, gpus=gpus))

@@ -234,7 +234,7 @@ def label_ids(job: Job) -> tuple[list[str], list[str]]:
     return choose_labels(available, job.config.labels, job.config.seed, job.budget)
 
 
-MANIFEST = "stage.json"
+STAGE = "stage.json"
 
 
 def read_stage(directory: Path) -> dict[str, Any] | None:
@@ -243,7 +243,7 @@ def read_stage(directory: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the manifest is there but cannot be read.
     """
-    path = directory / MANIFEST
+    path = directory / STAGE
     if not path.exists():
         return None
     try:
@@ -254,4 +254,4 @@ def read_stage(directory: Path) -> dict[str, Any] | None:
 
 def complete_stage(directory: Path, manifest: dict[str, Any]) -> None:
     """Declare a stage complete: its manifest is written last, and at once."""
-    write_atomically(directory / MANIFEST, json.dumps(manifest, indent=1, default=str))
+    write_atomically(directory / STAGE, json.dumps(manifest, indent=1, default=str))
