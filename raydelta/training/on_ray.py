@@ -20,7 +20,7 @@ from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
 from raydelta.data.streams import Images, Rows, TrainingSet, is_streamed, share_cpus
 from raydelta.errors import TrainingError, UserError
-from raydelta.storage import patiently
+from raydelta.storage import exclusive, patiently
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.checkpoint import KEPT, find_whole
 from raydelta.training.job import Job
@@ -38,7 +38,7 @@ def train_on_ray(
     """Train a job on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
 
     One worker is a Ray task, several are Ray Train. A killed worker is replaced, and the training goes on from the last
-    checkpoint; a rerun after a killed driver too.
+    checkpoint; a rerun after a killed driver too. While another process trains the same job, wait for its result.
 
     Args:
         large: the large sets, if they are open already.
@@ -51,6 +51,9 @@ def train_on_ray(
     import ray
 
     workers, gpu = choose_workers(job)
+    with exclusive(job.directory):  # it waits here, where it reserves nothing; who trains takes the lock again
+        if job.done:
+            return
     working = working_directory(job)
     working.mkdir(parents=True, exist_ok=True)
     progress = working / "progress.jsonl"
@@ -66,15 +69,16 @@ def train_on_ray(
         task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
         work = partial(_get, task.remote(job, references, streamed, progress))
     else:
-        work = partial(_fit, _trainer(job, references, streamed, workers, gpu, resources, progress))
+        work = partial(_fit, job, _trainer(job, references, streamed, workers, gpu, resources, progress))
     _run_beside(work, _follow(progress, on_report))
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
     shutil.rmtree(working, ignore_errors=True)
 
 
-def _fit(trainer: Any) -> None:
-    failure = trainer.fit().return_value
+def _fit(job: Job, trainer: Any) -> None:
+    with exclusive(job.directory):
+        failure = None if job.done else trainer.fit().return_value
     if failure is not None:
         raise failure
 
@@ -97,7 +101,9 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Rows],
             file.write(json.dumps(metrics) + "\n")
 
     large = {name: ray.get(reference) for name, reference in references.items()}
-    train_alone(job, {**large, **streamed}, on_report)
+    with exclusive(job.directory):
+        if not job.done:
+            train_alone(job, {**large, **streamed}, on_report)
 
 
 def _trainer(

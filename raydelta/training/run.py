@@ -13,7 +13,7 @@ from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import Place, find_place
 from raydelta.data.augment import NORMALISATION
 from raydelta.data.streams import TrainingSet
-from raydelta.storage import patiently, replace_directory, write_atomically
+from raydelta.storage import exclusive, patiently, replace_directory, write_atomically
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, list_checkpoints
 from raydelta.training.curve import CURVE, append_report, format_curve, read_curve
@@ -22,12 +22,17 @@ from raydelta.training.loop import train
 
 
 def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
-    """Train a job in this process, from its last checkpoint if it was interrupted, and publish it."""
-    train_alone(job, open_large_sets(job), on_report)
-    shutil.rmtree(working_directory(job), ignore_errors=True)
+    """Train a job in this process, from its last checkpoint if it was interrupted, and publish it.
+
+    While another process trains the same job, wait for its result.
+    """
+    with exclusive(job.directory):
+        if not job.done:
+            train_alone(job, open_large_sets(job), on_report)
 
 
 def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[[dict[str, Any]], None]) -> None:
+    """Train a job with its large sets open and the lock of its directory held."""
     working, runs = working_directory(job), job.directory.parent
     working.mkdir(parents=True, exist_ok=True)
 
@@ -40,6 +45,7 @@ def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[
         return node_leaves()
 
     run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
+    shutil.rmtree(working, ignore_errors=True)
 
 
 def run_loop(job: Job, large: Mapping[str, TrainingSet], place: Place, report: Any, resume: Path | None) -> None:

@@ -23,7 +23,7 @@ from raydelta.data.streams import TrainingSet
 from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.search_space import Space
-from raydelta.storage import fingerprint
+from raydelta.storage import exclusive, fingerprint
 from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, read_stage
 from raydelta.training.on_ray import train_on_ray
@@ -264,16 +264,21 @@ def tune_trial(job: Job, large: Mapping[str, TrainingSet], resources: Mapping[st
         record_training(job.kind, job.directory.name, metrics)
         tune.report(metrics)
 
-    stage = read_stage(job.directory)
-    curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
-    for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
-        tune.report(metrics)
-    if stage is not None:
-        return
+    def report_again() -> bool:
+        stage = read_stage(job.directory)
+        curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
+        for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
+            tune.report(metrics)
+        return stage is not None
+
     if (job.config.compute.workers or 1) > 1:
-        train_on_ray(job, tune.report, large, resources)
+        with exclusive(job.directory):
+            done = report_again()
+        if not done:
+            train_on_ray(job, tune.report, large, resources)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
-    train_alone(job, large, on_report)
-    shutil.rmtree(working_directory(job), ignore_errors=True)
+    with exclusive(job.directory):  # two trials, or two sweeps, may come to the same training
+        if not report_again():
+            # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
+            train_alone(job, large, on_report)
