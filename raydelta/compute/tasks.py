@@ -54,9 +54,7 @@ def get_or_cause(reference: "ObjectRef[Result]") -> Result:
         raise cause_of(error) from None
 
 
-def start_remote(
-    function: Callable[..., Result], *arguments: object, gpus: float | None = None
-) -> "ObjectRef[Result]":
+def start_remote(function: Callable[..., Result], *arguments: object, gpus: float | None = None) -> "ObjectRef[Result]":
     """Start a function as a Ray task on one CPU; ``get_or_cause`` waits for what it returns.
 
     Args:

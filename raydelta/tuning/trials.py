@@ -125,9 +125,10 @@ class Trainer:
         )
         param_space = {"kind": "translator", "overrides": search}
         saving = replace(self, config=override(self.config, {"compute.checkpoint_every": every}))
-        results = saving._fit(
-            directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume, total=total
-        )
+        with exclusive(directory):
+            results = saving._fit(
+                directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume, total=total
+            )
         return [
             {
                 "overrides": result.config["overrides"],
@@ -142,9 +143,13 @@ class Trainer:
 
     def finish(self, jobs: Sequence[Any]) -> None:
         """Train jobs to their end, side by side."""
+        directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
+        with exclusive(directory):
+            self._finish(directory, jobs)
+
+    def _finish(self, directory: Path, jobs: Sequence[Any]) -> None:
         from ray import tune
 
-        directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
         if all(job.done for job in jobs):
             shutil.rmtree(directory, ignore_errors=True)
             return
