@@ -58,7 +58,7 @@ class Job(BaseModel):
         for directory in (self.directory, self.expert or self.directory, *(each.directory for each in self.members)):
             stage = read_stage(directory)
             if stage is not None and "taxonomy" in stage:  # stages of older versions do not say
-                return validated(Taxonomy, stage["taxonomy"], str(directory / MANIFEST))
+                return validated(Taxonomy, stage["taxonomy"], str(directory / STAGE))
         return read_manifest(self.config.data.synthetic).taxonomy
 
     @property
