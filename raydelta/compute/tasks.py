@@ -44,7 +44,7 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
-def get_or_cause(reference: "ObjectRef[Result]") -> Result:
+def get_or_cause(reference: "ObjectRef") -> Any:
     """``ray.get``, but a task's own error comes out as it was raised."""
     import ray
 
@@ -54,7 +54,7 @@ def get_or_cause(reference: "ObjectRef[Result]") -> Result:
         raise cause_of(error) from None
 
 
-def start_remote(function: Callable[..., Result], *arguments: object, gpus: float | None = None) -> "ObjectRef[Result]":
+def start_remote(function: Callable[..., Result], *arguments: object, gpus: float | None = None) -> "ObjectRef":
     """Start a function as a Ray task on one CPU; ``get_or_cause`` waits for what it returns.
 
     Args:
