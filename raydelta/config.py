@@ -61,13 +61,16 @@ class DataConfig(Section):
 
 
 def _refuse_secrets(field: str, address: str, instead: str) -> None:
-    parts = urlsplit(address) if "://" in address else urlsplit("")
-    options = {key.lower() for key, _ in parse_qsl(parts.query)}
-    if parts.password or any(word in key for key in options for word in SECRET):
-        raise ValueError(
-            f"{field}: the address on {parts.hostname} holds a password or key, which would be written into every run "
-            f"directory; set {instead} instead"
-        )
+    for part in address.split("::"):
+        parts = urlsplit(part) if "://" in part else urlsplit("")
+        options = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
+        container = parts.scheme in ("abfs", "abfss")  # stands where others have the user
+        secret = parts.password or (parts.username and not container and parts.scheme not in ("hdfs", "viewfs"))
+        if secret or any(word in key for key in options for word in SECRET) or "sig" in options:
+            raise ValueError(
+                f"{field}: the address on {parts.hostname} holds a password or key, which would be written into every "
+                f"run directory; set {instead} instead"
+            )
 
 
 class LabelIds(Section):

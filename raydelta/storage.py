@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -23,6 +23,25 @@ import pyarrow.fs
 from raydelta.errors import UserError
 
 BUFFER = 8 * 2**20  # bytes
+
+SCHEMES: dict[str, frozenset[str] | None] = {
+    "file": frozenset(),
+    "s3": frozenset({"region", "access_key", "secret_key"}),
+    "gs": frozenset({"project_id"}),
+    "gcs": frozenset({"project_id"}),
+    "abfs": frozenset(),
+    "abfss": frozenset(),
+    "hdfs": frozenset({"user"}),
+    "viewfs": frozenset({"user"}),
+    "http": None,
+    "https": None,
+}
+"""Scheme of an address that is opened → its ``?options``; None: any, as they are part of what a web server is asked.
+
+A stranger's file may name addresses. fsspec has more schemes, which follow references to other servers or run
+templates, and an option may name the server that the credentials of this machine are sent to.
+"""
+AZURE = (".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net", ".fabric.microsoft.com")
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -48,6 +67,8 @@ def without_secrets(uri: str | Path) -> str:
     """The address without a user name, password or options, to be written down."""
     if not is_remote(uri):
         return str(uri)
+    if "::" in str(uri):
+        return "::".join(without_secrets(part) for part in str(uri).split("::"))
     parts = urlsplit(str(uri))
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
@@ -71,8 +92,32 @@ def open_file_address(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return files, f"{path}/{name}"
 
 
+def check_address(address: str) -> None:
+    """Refuse an address that leads elsewhere than it seems.
+
+    Raises:
+        UserError: a scheme or option that is not in ``SCHEMES``, a chain (``::``), or a server for Azure's credentials.
+    """
+    parts, shown = urlsplit(address), without_secrets(address)
+    if "::" in address or parts.scheme not in SCHEMES:
+        raise UserError(f"{shown}: no way to read such an address; known are {', '.join(SCHEMES)} and local paths")
+    known = SCHEMES[parts.scheme]
+    unknown = (
+        sorted({key for key, _ in parse_qsl(parts.query, keep_blank_values=True)} - known) if known is not None else []
+    )
+    if unknown:
+        raise UserError(
+            f"{shown}: the option {unknown[0]} is not taken from an address; set it in the environment "
+            "(AWS_ENDPOINT_URL for a server of your own)"
+        )
+    host = parts.netloc.rpartition("@")[2]
+    if parts.scheme in ("abfs", "abfss") and "." in host and not host.endswith(AZURE):
+        raise UserError(f"{shown}: {host} is no server of Azure ({', '.join(AZURE)})")
+
+
 @functools.lru_cache(maxsize=256)  # a client per file would cost more than the file
 def _open_remote(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    check_address(address)
     try:
         try:
             files, base = pyarrow.fs.FileSystem.from_uri(address)
@@ -215,6 +260,8 @@ def _locked_object(address: str) -> Iterator[None]:
     ``choosing-ID`` stands for a process that is about to take a ticket, ``NUMBER-ID`` for its ticket; the lowest has
     the lock. Both are written again as long as the process lives.
     """
+    if urlsplit(address).scheme in ("http", "https"):
+        raise UserError(f"{without_secrets(address)}: a web server can only be read from")
     files, base = open_address(address)
     folder, own = f"{base.rpartition('/')[0]}/.{base.rpartition('/')[2]}.lock", secrets.token_hex(8)
 

@@ -1,28 +1,37 @@
 """What strangers' files and a curious neighbour can not do. Checkpoints that are pickles: test_checkpoint.py."""
 
+import hashlib
+import http.server
 import json
 import os
 import pickle
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import raydelta
+from raydelta import storage
 from raydelta.compute import cluster
-from raydelta.config import Config, load_config
+from raydelta.config import Config, SegmenterConfig, load_config
 from raydelta.data import checking, shards
 from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.data.streams import load_images, stream_rows
 from raydelta.errors import UserError
+from raydelta.networks import build_segmenter
 from raydelta.training.job import read_job
+from raydelta.training.trained import load_segmenter
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -108,6 +117,9 @@ SECRETS = [
     "s3://AKIA:hunter2@bucket/set",
     "s3://bucket/set?secret_key=hunter2",
     "https://h/set?X-Amz-Signature=hunter2",
+    "https://account.blob.core.windows.net/box/set?sv=2024&se=2030&sig=hunter2",
+    "https://hunter2@host/set",
+    "simplecache::s3://AKIA:hunter2@bucket/set",
 ]
 
 
@@ -121,10 +133,79 @@ def test_an_address_with_a_secret_never_gets_into_a_config(address: str, field: 
 
 @pytest.mark.parametrize(
     "address",
-    ["s3://bucket/set", "s3://bucket/set?region=eu-west-1&endpoint_override=host:9000", "abfs://box@account.net/set"],
+    ["s3://bucket/set", "s3://bucket/set?region=eu-west-1", "abfs://box@account.dfs.core.windows.net/set"],
 )
 def test_other_addresses_do(address: str) -> None:
     assert load_config(overrides={"data.real": address}).data.real == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "reference://::http://HOST/ref.json",
+        "simplecache::http://HOST/set",
+        "reference://HOST/set",
+        "jar://HOST/x",
+        "zip://set::http://HOST/set.zip",
+        "github://org:repo@HOST/set",
+        "s3://bucket/set?endpoint_override=HOST",
+        "s3://bucket/set?region=eu&ENDPOINT_OVERRIDE=HOST&scheme=http",
+        "s3://bucket/set?scheme=http",
+        "s3://bucket/set?tls_ca_file_path=/tmp/ca",
+        "gs://bucket/set?endpoint_override=HOST",
+        "abfs://box@HOST.example.com/set",
+        "abfss://:key@HOST.example.com/box/set",
+    ],
+)
+def test_an_address_that_leads_elsewhere_is_not_opened(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's config may name it; the server that it leads to must not see a connection."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        for open_it in (shards.read_manifest, storage.read_bytes, storage.exclusive):
+            refused = pytest.raises(UserError, match=r"no way to read|is not taken from an address|no server of Azure")
+            with refused, open_it(address.replace("HOST", where)):
+                pass
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_web_server_is_read_and_not_written(dataset: Path) -> None:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(dataset.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert shards.read_manifest(f"{address}/{dataset.name}").splits["train"].rows == 4
+        with pytest.raises(UserError, match="can only be read"), storage.exclusive(f"{address}/new"):
+            pass
+        server.shutdown()
+
+
+def test_a_strangers_stage_contacts_no_hub(
+    trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of a finished training are its own: what it once started from is not fetched again."""
+    stranger = tmp_path / "expert"
+    shutil.copytree(trained["expert"].directory, stranger)
+    file = stranger / "checkpoint" / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["segmenter"]["weights"] = "imagenet"
+    file.write_text(yaml.safe_dump(tree))
+    meta = json.loads((stranger / "checkpoint" / "meta.json").read_text())
+    meta["sha256"]["config.yaml"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (stranger / "checkpoint" / "meta.json").write_text(json.dumps(meta))
+    monkeypatch.setattr(socket.socket, "connect", refuse_connection)
+    load_segmenter(stranger, 11)
+    for encoder in ("tu-hf-hub:stranger/net", "tu-hf_hub:stranger/net", "tu-local-dir:/tmp"):
+        with pytest.raises(UserError, match=r"segmenter\.encoder"):
+            build_segmenter(SegmenterConfig(encoder=encoder), 11)
+
+
+def refuse_connection(self: socket.socket, address: Any) -> None:
+    raise AssertionError(f"connects to {address}")
 
 
 def test_a_secret_on_the_command_line_is_not_printed(tmp_path: Path) -> None:
@@ -137,7 +218,9 @@ def test_a_secret_on_the_command_line_is_not_printed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("address", ["s3://AKIA:hunter2@bucket/set", "memory://AKIA:hunter2@set"])
+@pytest.mark.parametrize(
+    "address", ["s3://AKIA:hunter2@bucket/set", "memory://AKIA:hunter2@set", "a::s3://AKIA:hunter2@b/set"]
+)
 def test_a_secret_in_another_address_is_not_printed_either(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(UserError) as caught:

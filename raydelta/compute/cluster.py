@@ -4,15 +4,23 @@ import contextlib
 import importlib
 import logging
 import os
+import pwd
 import secrets
 import socket
+import stat
+import sys
+import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from raydelta.errors import UserError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere,
@@ -104,9 +112,11 @@ def ensure_ray() -> Cluster:
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
         address = running_address()
+        if address is None and os.environ.get("RAY_ADDRESS") == "auto":
+            raise UserError("RAY_ADDRESS = auto: no Ray runs here that is yours; unset it to start a private one")
         if address and address.startswith("ray://"):
             raise UserError(f"RAY_ADDRESS = {address}: no Ray client addresses; run on a node of the cluster itself")
-        if address and address != "auto" and not _listens(address):  # Ray itself would wait for minutes
+        if address and not _listens(address):  # Ray itself would wait for minutes
             raise UserError(f"RAY_ADDRESS = {address}: nothing answers there; unset it to run on this machine alone")
         try:
             if address:
@@ -144,7 +154,7 @@ def _start_private(settings: dict[str, Any]) -> Any:
     told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
     os.environ.update(told)  # inherited by all that starts now
     try:
-        return ray.init("local", include_dashboard=True, **settings)
+        return ray.init("local", include_dashboard=True, _temp_dir=str(private_folder() / "ray"), **settings)
     finally:
         for name in told:
             del os.environ[name]
@@ -182,34 +192,141 @@ def choose_preset(preset: str | None, cluster: Cluster) -> str:
     return preset or ("gpu" if cluster.gpus else "laptop")
 
 
-def warm_up() -> None:
+def warm_up() -> "ObjectRef":
     """Let a worker process import torch and the rest while the driver still prepares the data."""
     import ray
 
     def import_all() -> None:
-        for name in ("raydelta.workers", "segmentation_models_pytorch"):
+        for name in ("raydelta.training.run", "segmentation_models_pytorch"):
             importlib.import_module(name)
 
-    ray.remote(num_cpus=1)(import_all).remote()
+    return ray.remote(num_cpus=1)(import_all).remote()
 
 
 _dashboard: list[str | None] = [None]
 
 
+def private_folder() -> Path:
+    """A folder in the temporary directory that only this user can enter.
+
+    Ray leaves its session directory and the sockets in it writable for all, so a private Ray has them in here. The name
+    is short, as a socket's path may have 107 characters.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    system = os.environ.get("TMPDIR") if sys.platform == "linux" else None  # elsewhere it is too long
+    base = Path(os.environ.get("RAY_TMPDIR") or system or "/tmp")
+    folder = base / f"raydelta-{os.getuid()}"
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # somebody else was first
+            return Path(tempfile.mkdtemp(prefix="raydelta-", dir=base))
+        if found.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}; set TMPDIR to a folder that you own") from error
+    return folder
+
+
 def running_address() -> str | None:
     """The cluster that a command joins: ``RAY_ADDRESS``, or one that ``ray start`` runs on this machine; else None."""
-    return os.environ.get("RAY_ADDRESS") or _running_here()
+    address = os.environ.get("RAY_ADDRESS")
+    return address if address and address != "auto" else _running_here()
 
 
 def _running_here() -> str | None:
     """The address of the Ray that ``ray start`` runs on this machine, if it still listens.
 
-    Ray leaves the file that names it behind when it is killed. A private Ray of another process is not in it.
+    Ray leaves the file that names it behind when it is killed, in a folder where every user of the machine can write.
+    What another user wrote there, or listens there, is not followed: it would get the token. A private Ray of another
+    process is not in the file.
     """
-    from ray._private.utils import read_ray_address
+    from ray._common.utils import get_ray_address_file
 
-    address = read_ray_address()
-    return address if address and _listens(address) else None
+    file = Path(get_ray_address_file(None))
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor) as opened:  # noqa: PTH123 - a descriptor
+            owner, address = os.fstat(descriptor).st_uid, opened.read(200).strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not address or not _listens(address):
+        return None
+    users = listeners(address)
+    if users == set():  # it has gone
+        return None
+    strangers = {owner, *(users or ())} - {os.getuid(), 0}
+    if strangers:
+        warnings.warn(
+            f"{file}: names the Ray of another user ({_name_of(min(strangers))}), which is not joined; "
+            f"RAY_ADDRESS={address} joins it and gives it the token",
+            stacklevel=2,
+        )
+        return None
+    return address
+
+
+def listeners(address: str) -> set[int] | None:
+    """The ids of the users who listen on the port of ``HOST:PORT`` of this machine.
+
+    None: it is another machine, or there is no ``/proc/net`` that says it.
+    """
+    host, _, port = address.rpartition(":")
+    users: set[int] = set()
+    try:
+        if not _is_here(host.strip("[]")):
+            return None
+        tables = [Path("/proc/net/tcp").read_text()]
+        with contextlib.suppress(FileNotFoundError):  # no IPv6 here
+            tables.append(Path("/proc/net/tcp6").read_text())
+    except OSError:
+        return None
+    for line in "".join(table.partition("\n")[2] for table in tables).splitlines():
+        _, local, _, state, _, _, _, user, *_ = line.split()
+        if state == "0A" and int(local.rpartition(":")[2], 16) == int(port):  # 0A: it listens
+            users.add(int(user))
+    return users
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host's address is one of this machine: only those can be bound."""
+    family, _, _, _, where = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(where)
+        except OSError:
+            return False
+    return True
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
+def refuse_impostor(address: str) -> None:
+    """Before the token is sent to ``HOST:PORT``: who listens there must be this user, or root.
+
+    The port of a tunnel, or of a Ray that has ended, can be taken by any user of the machine.
+
+    Raises:
+        ConnectionRefusedError: nobody listens there.
+        UserError: another user does.
+    """
+    users = listeners(address)
+    if users == set():
+        raise ConnectionRefusedError(address)
+    strangers = (users or set()) - {os.getuid(), 0}
+    if strangers:
+        raise UserError(
+            f"{address}: another user of this machine ({_name_of(min(strangers))}) answers there; the cluster's token "
+            "is not sent to them"
+        )
 
 
 def _listens(address: str) -> bool:

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import yaml
 
-from raydelta.compute.cluster import TOKEN, set_defaults, token_header
+from raydelta.compute.cluster import TOKEN, refuse_impostor, set_defaults, token_header
 from raydelta.config import BUILT_IN_SETS, Config, load_config, parse_override
 from raydelta.errors import UserError
 from raydelta.progress import clock
@@ -248,6 +248,7 @@ def _send(address: str, name: str, command: Sequence[str], tree: Path) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     deadline = time.monotonic() + START_UP
     while True:
+        _token_for(address)
         try:
             JobSubmissionClient(address).submit_job(
                 entrypoint=entrypoint, submission_id=name, runtime_env=runtime, metadata={"command": shown}
@@ -351,6 +352,28 @@ def _take_along(name: str, folder: Path) -> str:
     return f"{folder.name}/{Path(name).name}"
 
 
+def _token_for(address: str) -> dict[str, str]:
+    """The header with the token, unless another user of this machine answers at the address."""
+    header, where = token_header(), urlsplit(address)
+    try:
+        port = where.port or (443 if where.scheme == "https" else 80)
+    except ValueError:  # requests says it better
+        return {}
+    if header and where.hostname:
+        try:
+            refuse_impostor(f"{where.hostname}:{port}")
+        except ConnectionRefusedError as error:
+            raise _silent(address) from error
+    return header
+
+
+def _silent(address: str) -> Unreachable:
+    return Unreachable(
+        f"{address}: nothing answers there within {TIMEOUT:g} s; is the cluster up, and the tunnel open "
+        "(raydelta dashboard)?"
+    )
+
+
 def _get(address: str, path: str) -> Any:
     return _request("GET", address, path)
 
@@ -359,15 +382,15 @@ def _request(method: str, address: str, path: str) -> Any:
     """Ray's own client has no time limit, and a head that is gone may keep a connection open for ever."""
     import requests
 
+    header = _token_for(address)
     try:
-        answer = requests.request(method, address.rstrip("/") + path, headers=token_header(), timeout=TIMEOUT)
+        answer = requests.request(
+            method, address.rstrip("/") + path, headers=header, timeout=TIMEOUT, allow_redirects=False
+        )
     except requests.exceptions.RequestException as error:
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema | ValueError):
             raise UserError(f"--address {address}: expected something like {DASHBOARD}") from error
-        raise Unreachable(
-            f"{address}: nothing answers there within {TIMEOUT:g} s; is the cluster up, and the tunnel open "
-            "(raydelta dashboard)?"
-        ) from error
+        raise _silent(address) from error
     if answer.status_code in (401, 403):
         problem = "asks for a token" if answer.status_code == 401 else "refuses the token"
         raise UserError(

@@ -159,7 +159,7 @@ def _read_exported(path: Path) -> Deployed:
     chains = []
     for chain in config.chains:
         generator = Generator(chain.generator) if chain.generator else None
-        chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy)), generator))
+        chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy), pretrained=False), generator))
     model = Deployed(config, chains)
     try:
         model.load_state_dict(safetensors.torch.load_file(path / WEIGHTS))

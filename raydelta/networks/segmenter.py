@@ -11,8 +11,12 @@ from raydelta.config import SegmenterConfig
 from raydelta.errors import UserError
 
 
-def build_segmenter(config: SegmenterConfig, classes: int) -> nn.Module:
+def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = True) -> nn.Module:
     """(N, 3, H, W) in [-1, 1] → logits (N, classes, H, W); H and W multiples of 2 to the depth.
+
+    Args:
+        pretrained: download the weights that the config names. False for a finished training, which has its own, and
+            which may be a stranger's: reading it must not use the network.
 
     Raises:
         UserError: the library knows no such architecture or encoder, or they do not go together.
@@ -25,6 +29,8 @@ def build_segmenter(config: SegmenterConfig, classes: int) -> nn.Module:
         raise UserError(
             f"segmenter.architecture = {config.architecture!r}: known are {', '.join(sorted(architectures))}"
         )
+    if ":" in config.encoder:  # timm would ask a hub, or read a directory, that a stranger's config names
+        raise UserError(f"segmenter.encoder = {config.encoder!r}: give the name of an encoder, not an address of a hub")
     accepted = inspect.signature(model).parameters
     options: dict[str, Any] = {"encoder_depth": config.depth}
     if len(config.decoder_channels) > 1:
@@ -33,7 +39,13 @@ def build_segmenter(config: SegmenterConfig, classes: int) -> nn.Module:
         warnings.warn(f"segmenter.architecture = {config.architecture!r} takes no {name}: not honoured", stacklevel=2)
         del options[name]
     try:
-        network = model(config.encoder, encoder_weights=config.weights, in_channels=3, classes=classes, **options)
+        network = model(
+            config.encoder,
+            encoder_weights=config.weights if pretrained else None,
+            in_channels=3,
+            classes=classes,
+            **options,
+        )
         with torch.no_grad():
             size = network.eval()(torch.zeros(1, 3, 64, 64)).shape[-2:]
         if size != (64, 64):

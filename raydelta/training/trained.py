@@ -19,7 +19,7 @@ from raydelta.training.supervised import Predict, build_predictor
 def load_segmenter(directory: Path, classes: int) -> nn.Module:
     """The segmenter of a complete expert or baseline stage, on the CPU."""
     path = directory / "checkpoint"
-    network = build_segmenter(checkpoint.read_config(path).segmenter, classes)
+    network = build_segmenter(checkpoint.read_config(path).segmenter, classes, pretrained=False)
     network.load_state_dict(checkpoint.read_weights(path, "segmenter"))
     return network
 

@@ -96,7 +96,8 @@ def run_tune(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
             stacklevel=2,
         )
-    arguments = [space_name, *overrides, "--preset", preset, "--runs", str(runs)]
+    shown = [override for override in overrides if not override.startswith("tracking.")]  # may name a server, or a key
+    arguments = [space_name, *shown, "--preset", preset, "--runs", str(runs)]
     command = shlex.join(["raydelta", "tune", *arguments, *(["--config", str(config_file)] if config_file else [])])
     with trackers.open_trackers(tracking, runs):
         expert = train_expert(config, runs)

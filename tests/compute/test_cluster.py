@@ -1,11 +1,17 @@
+import contextlib
+import os
+import socket
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from raydelta.compute import cluster, remote
 from raydelta.compute.cluster import Cluster, capacity, choose_preset
 from raydelta.errors import UserError
 
@@ -55,14 +61,104 @@ def test_a_gpu_that_is_asked_for_has_to_be_there() -> None:
         choose_preset("gpu", cpus)
 
 
-def test_a_private_ray_knows_itself_beside_another_one(ray_session: None) -> None:
-    """As Ray Train asks from within an actor whether a trial is over."""
+def test_a_private_ray_is_private_and_knows_itself_beside_another_one(ray_session: None, tmp_path: Path) -> None:
+    """As Ray Train asks from within an actor whether a trial is over. No other user can enter where its sockets are."""
     ask = """
+import os, stat
+from pathlib import Path
+os.umask(0)
+from raydelta.compute.cluster import ensure_ray, warm_up
+logs = ensure_ray().logs
 import ray
-from raydelta.compute.cluster import ensure_ray
-ensure_ray()
 from ray.util.state import list_nodes
 (node,) = ray.get(ray.remote(lambda: [node.node_id for node in list_nodes()]).remote())
 assert node == ray.get_runtime_context().get_node_id()
+folder = logs.parents[2]
+assert folder.name == f"raydelta-{os.getuid()}", logs
+assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, os.getuid())
+assert (logs.parent / "sockets" / "raylet").is_socket()
+ray.get(warm_up())
 """
     subprocess.run([sys.executable, "-c", ask], check=True, timeout=120)
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / f"raydelta-{os.getuid()}").symlink_to(elsewhere)
+    folder = cluster.private_folder()
+    assert folder.parent == tmp_path
+    assert not folder.is_symlink()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (tmp_path / f"raydelta-{os.getuid()}").unlink()
+    folder = cluster.private_folder()
+    folder.chmod(0o777)
+    assert cluster.private_folder() == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+LISTEN = """
+import os, socket, sys
+os.setuid(65534)
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+server.settimeout(float(sys.argv[1]))
+try:
+    while True:
+        with server.accept()[0] as connection:
+            connection.settimeout(2)
+            print(connection.recv(100), flush=True)
+except TimeoutError:
+    print("nothing", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def impostor(seconds: float = 60) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server of another user on loopback: its address, and the process that prints what it was sent."""
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    command = [sys.executable, "-c", LISTEN, str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        yield f"127.0.0.1:{process.stdout.readline().strip()}", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_token_is_not_sent_to_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was first on the port of a tunnel, or of a dashboard that is not up."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with impostor(5) as (address, process):
+        assert cluster.listeners(address) == {65534}
+        for ask in (remote.list_jobs, remote.check, lambda url: remote.stop(url, "job")):
+            with pytest.raises(
+                UserError, match=r"another user of this machine \(nobody\) answers there; the cluster's token"
+            ):
+                ask(f"http://{address}")
+        assert process.stdout and process.stdout.read() == "nothing\n"
+
+
+def test_a_running_ray_of_another_user_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.parent.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        own = f"127.0.0.1:{server.getsockname()[1]}"
+        file.write_text(own)
+        assert cluster.running_address() == own
+        with impostor() as (address, _):
+            file.write_text(address)
+            with pytest.warns(UserWarning, match=r"the Ray of another user \(nobody\), which is not joined"):
+                assert cluster.running_address() is None
+        file.write_text(own)
+        os.chown(file, 65534, 65534)
+        with pytest.warns(UserWarning, match="which is not joined"):
+            assert cluster.running_address() is None
+        file.rename(tmp_path / "real")
+        file.symlink_to(tmp_path / "real")
+        assert cluster.running_address() is None
