@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds the whole package, the sdist builds the same wheel, the image copies what there is."""
+"""What is shipped: the wheel holds the whole package, the sdist builds the same one, the image copies what exists."""
 
 import re
 import subprocess
@@ -60,14 +60,18 @@ def test_the_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     assert package_files(build("wheel", source, tmp_path / "again")) == package_files(wheel)
 
 
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_the_tested_set_meets_every_requirement() -> None:
     """A floor above what constraints.txt pins would fail at install; a package that is not pinned is not tested."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in (line.partition("==") for line in lines)}
+    lines = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    pins = {normal(name): version for name, _, version in lines}
     extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         if requirement.name != "raydelta":
-            pin = pins.get(re.sub(r"[-_.]+", "-", requirement.name).lower())
+            pin = pins.get(normal(requirement.name))
             assert pin and requirement.specifier.contains(pin), f"{requirement}: constraints.txt has {pin}"
 
 
