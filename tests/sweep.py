@@ -39,8 +39,8 @@ def make_trial(number: int, steps: int = 2000) -> tuple[dict[str, Any], list[dic
     for index in range(1, REPORTS // (2 if number % 3 == 0 else 1) + 1):
         share = index / REPORTS
         report: dict[str, Any] = {"step": int(steps * share), "steps": steps}
-        for term in ("gan_r2s", "gan_s2r", "cycle_real", "cycle_synthetic", "guidance", "dice"):
-            report[term] = float(math.exp(-2 * share) * rng.uniform(0.9, 1.1))
+        terms = ("gan_r2s", "gan_s2r", "cycle_real", "cycle_synthetic", "guidance", "dice")
+        report["losses"] = {term: float(math.exp(-2 * share) * rng.uniform(0.9, 1.1)) for term in terms}
         report |= {"miou": end * (1 - math.exp(-4 * share)) + rng.normal() * 0.3, "device_seconds": 100 * share}
         report |= {f"seconds_{phase}": seconds for phase, seconds in (("data", 0.1), ("augment", 0.4), ("step", 8.0))}
         reports.append(report)

@@ -3,14 +3,13 @@
 Everything in it is read from the run and the tables beside it; nothing is computed anew.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raydelta.data.shards import read_manifest
 from raydelta.deploy.model import Deployed
-from raydelta.results.evaluate import count_labels, device_hours, method_of
+from raydelta.results.evaluate import count_labels, method_of
 from raydelta.results.table import Row, read_table
 from raydelta.storage import write_atomically
 from raydelta.training.job import Job
@@ -88,13 +87,12 @@ def _data_table(job: Job) -> str:
 
 
 def find_rows(job: Job) -> list[Row]:
-    """The job's rows in its own table or in that of a sweep beside it; no other has the same device time."""
-    hours = device_hours(job)
+    """The job's rows in its own table or in that of a sweep beside it."""
     for table in [job.directory / "table.json", *sorted(job.directory.parent.glob("tune-*/table.json"))]:
         rows = read_table(table.parent) if table.exists() else []
-        own = [row for row in rows if math.isclose(row.device_hours, hours) and row.seed == job.config.seed]
-        if own:
-            return own
+        own = [row for row in rows if row.stage == job.directory.name]
+        if own:  # a replay has the same training as a row of several strategies
+            return [row for row in own if row.method == own[0].method]
     return []
 
 
@@ -103,7 +101,7 @@ def _figures(job: Job) -> str:
     if not rows:
         return "Not evaluated: `raydelta evaluate RUN` before `raydelta export` puts them here."
     lines = ["| photographs | split | images | mIoU % |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row.real} | {row.split} | {row.images} | {row.miou:.1f} |" for row in rows]
+    lines += [f"| {row.real} | {row.images_of} | {row.images} | {row.miou:.1f} |" for row in rows]
     present = {name: iou for name, iou in rows[0].per_class.items() if iou is not None}
     each = ", ".join(f"{name} {iou:.0f}" for name, iou in present.items())
-    return "\n".join(lines) + f"\n\nIoU of each class on {rows[0].split}, percent: {each}."
+    return "\n".join(lines) + f"\n\nIoU of each class on {rows[0].images_of}, percent: {each}."

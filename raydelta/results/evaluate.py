@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from raydelta.compute.device import find_place
-from raydelta.compute.tasks import get_or_cause
+from raydelta.compute.tasks import get_or_cause, start_remote
 from raydelta.data.prepare import evaluation_split, unseen_sequences
-from raydelta.data.shards import list_ids, read_manifest
+from raydelta.data.shards import Domain, list_ids, read_manifest
 from raydelta.data.streams import load_images
 from raydelta.progress import Progress
 from raydelta.results.table import Row
@@ -21,9 +21,10 @@ def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress
     """
     import ray
 
-    evaluate = ray.remote(num_cpus=1, num_gpus=gpus)(evaluate_job)
     distinct = {job.directory: (method, job) for method, job in jobs}
-    pending = {evaluate.remote(method, job): directory for directory, (method, job) in distinct.items()}
+    pending = {
+        start_remote(evaluate_job, method, job, gpus=gpus): directory for directory, (method, job) in distinct.items()
+    }
     done: dict[Path, list[Row]] = {}
     while pending:
         ready, _ = ray.wait(list(pending), timeout=0.5)
@@ -38,15 +39,16 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     place = find_place(job.config)
     data = job.config.data
     model = load_model(job, place)
-    domains = [("synthetic", data.synthetic)] if job.kind == "expert" else []
+    domains: list[tuple[Domain, str]] = [("synthetic", data.synthetic)] if job.kind == "expert" else []
     rows = []
-    for domain, uri in [*domains, ("real", data.real)]:
+    domains.append(("real", data.real))
+    for domain, uri in domains:
         manifest = read_manifest(uri)
         split = evaluation_split(manifest)
         if split is None:
             continue
         samples = [sample for sample in list_ids(uri, split) if sample.labelled]
-        subsets = {f"synthetic {split}" if domain == "synthetic" else split: [sample.id for sample in samples]}
+        subsets = {split: [sample.id for sample in samples]}
         unseen = set(unseen_sequences(uri, split)) if domain == "real" else set()
         if unseen:
             names = ", ".join(sorted(unseen)) if len(unseen) <= 2 else "unseen sequences"
@@ -63,6 +65,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 labels_val=validation,
                 seed=job.config.seed,
                 real=read_manifest(data.real).name,
+                domain=domain,
                 split=title,
                 device_hours=device_hours(job),
                 start=job.recipe.start if job.recipe.section == "student" else "expert",
@@ -71,7 +74,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
-                stage=None if job.recipe.members else job.directory.name,
+                stage=job.directory.name,
                 confusion=confusion.tolist(),
             )
             rows.append(row)

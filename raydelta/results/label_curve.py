@@ -103,7 +103,7 @@ Curve = dict[int, float]
 
 def sum_up(settings: ReplayConfig, methods: Sequence[MethodName], rows: Sequence[Row]) -> list[str]:
     """What each strategy needs for the mIoU that random choice ends with, and what more labels would bring."""
-    split = next((row.split for row in rows if not row.split.startswith("synthetic")), None)
+    split = next((row.split for row in rows if row.domain == "real"), None)
     findings = []
     for method in methods:
         curves = {name: curves_of(rows, f"{method}, {name}", split) for name in settings.strategies}
@@ -120,7 +120,7 @@ def curves_of(rows: Sequence[Row], method: str, split: str | None) -> dict[int, 
     """Seed → the curve of a method."""
     curves: dict[int, Curve] = defaultdict(dict)
     for row in rows:
-        if row.method == method and row.split == split:
+        if (row.method, row.domain, row.split) == (method, "real", split):
             curves[row.seed][row.labels_train] = row.miou
     return curves
 

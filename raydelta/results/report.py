@@ -7,7 +7,7 @@ and which command brings it.
 import functools
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from raydelta.errors import UserError
 from raydelta.results import sections
 from raydelta.results.charts import CURVES, to_json
-from raydelta.results.gallery import Gallery, draw_gallery_here
+from raydelta.results.gallery import draw_gallery_here
 from raydelta.results.label_curve import sum_up
-from raydelta.results.sections import Page, Training
+from raydelta.results.page import Gallery, Page, TrainingCurve
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import Row, read_table
 from raydelta.storage import write_atomically
@@ -33,14 +33,14 @@ from raydelta.version import __version__
 PAGE = "report.html"
 RENEW = "The same raydelta tune again renews it, and trains nothing again."
 
-Draw = Callable[[Job], Gallery]
+Draw = Callable[[Mapping[str, Job]], Gallery]
 
 
 def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:
     """Write ``report.html`` into the directory of a sweep or a training, and say where.
 
     Args:
-        draw: makes the gallery of a finished training.
+        draw: makes the gallery of finished trainings, given by name.
 
     Raises:
         UserError: the directory is no run, or one that this version cannot read.
@@ -70,12 +70,23 @@ def render(page: Page) -> str:
         page=page,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=__version__,
-        views=list(gallery.pictures[0].views) if gallery else [],
-        worst=Counter(picture.worst for picture in gallery.pictures).most_common() if gallery else [],
+        views=_views(gallery) if gallery else [],
+        worst=Counter(picture.readings[0].worst for picture in gallery.pictures).most_common() if gallery else [],
         charts_json=Markup(to_json(page.charts)),
         data_json=Markup(to_json({CURVES: page.curves})),
         bundle=Markup(_bundle()),
     )
+
+
+def _views(gallery: Gallery) -> list[str]:
+    """The names of a picture's views as the page shows them: with the model's name where there are several."""
+    several = len(gallery.models) > 1
+    names = [
+        f"{view}, {model}" if several else view
+        for model, reading in zip(gallery.models, gallery.pictures[0].readings, strict=True)
+        for view in reading.views
+    ]
+    return ["real", *names, "truth"]
 
 
 @functools.cache
@@ -111,7 +122,7 @@ def _sweep_page(run: Path, draw: Draw) -> Page:
     trainings = sections.trial_trainings(trials)
     if sweep:
         expert = read_curve(run.parent / sweep.expert / CURVE)
-        trainings.append(Training(f"expert/{sweep.expert}", "expert", expert))
+        trainings.append(TrainingCurve(f"expert/{sweep.expert}", "expert", expert))
     sections.add_curves(page, [*trainings, *sections.row_trainings(rows, run.parent)])
     shown = sections.choose_shown(rows)
     if shown is not None and shown.stage is not None:
@@ -140,7 +151,7 @@ def _training_page(run: Path, draw: Draw) -> Page:
         page.missing.append(f"Its test table: {shlex.join(['raydelta', 'evaluate', str(run)])} writes it.")
     rows = _read_rows(run, page)
     sections.add_table(page, rows)
-    sections.add_curves(page, [Training(f"{job.kind}/0", run.name, curve or [stage["metrics"]])])
+    sections.add_curves(page, [TrainingCurve(f"{job.kind}/0", run.name, curve or [stage["metrics"]])])
     _add_gallery(page, run, f"this {job.kind}", draw)
     _add_training_commands(page, run, job.kind, run / "checkpoint" / "config.yaml")
     return page
@@ -155,7 +166,7 @@ def _unfinished_page(run: Path) -> Page:
         f"The end of this training: {done}. The command that began it goes on from its last checkpoint."
     )
     kind = run.name.rpartition("-")[0]
-    sections.add_curves(page, [Training(f"{kind}/0", run.name, curve)])
+    sections.add_curves(page, [TrainingCurve(f"{kind}/0", run.name, curve)])
     checkpoints = checkpoint.list_checkpoints(run)
     _add_training_commands(page, run, kind, checkpoints[0] / "config.yaml" if checkpoints else None)
     return page
@@ -190,7 +201,7 @@ def _read_rows(run: Path, page: Page) -> list[Row]:
 
 def _add_gallery(page: Page, stage: Path, name: str, draw: Draw) -> None:
     try:
-        page.gallery, page.gallery_model = draw(read_job(stage)), name
+        page.gallery = draw({name: read_job(stage)})
     except UserError as error:  # the data set or the training is not where it was
         page.missing.append(f"The gallery: {error}")
 

@@ -1,67 +1,25 @@
 """The sections of a report: from the rows of the table, trials and curves to what the template shows."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from raydelta.data.simulator.dataset import STAND_IN
 from raydelta.errors import UserError
 from raydelta.progress import clock
+from raydelta.recipes import METHODS, RECIPES
 from raydelta.results import charts
-from raydelta.results.charts import REFERENCE, Chart, label_of, short
-from raydelta.results.gallery import Gallery
+from raydelta.results.charts import REFERENCE, label_of, short
 from raydelta.results.importance import rank_knobs, varied_knobs
 from raydelta.results.label_curve import advise
+from raydelta.results.page import Choice, Grid, Line, Page, TrainingCurve
 from raydelta.results.sweep import Trial
 from raydelta.results.table import Row, Summary, spread_of, summarise
-from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.curve import CURVE, Metrics, losses_of, read_curve
 
 POINTS = 60  # of a curve, at most; reports between them are gathered
 CONFUSIONS = 5  # named for each line of the table
-SYNTHETIC = "synthetic "  # how the splits of the synthetic set begin
-
-Curve = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training with its curve."""
-
-    id: str  # its kind, a slash, and what tells it from the others of its kind
-    label: str
-    curve: Curve
-
-
-@dataclass
-class Page:
-    """What the template shows; whatever is empty is left out."""
-
-    title: str
-    lead: list[str] = field(default_factory=list)
-    cautions: list[str] = field(default_factory=list)
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    failures: list[dict[str, str]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)  # what is not shown, why, and which command brings it
-    tables: list[dict[str, Any]] = field(default_factory=list)  # the main split first
-    methods: list[dict[str, Any]] = field(default_factory=list)  # lines of the table that can be chosen
-    advice: list[tuple[str, str]] = field(default_factory=list)
-    no_advice: str = ""
-    trials: dict[str, Any] | None = None
-    scored: int = 0  # trials with a validation mIoU
-    no_importance: str = ""
-    trainings: list[dict[str, Any]] = field(default_factory=list)
-    training_table: dict[str, Any] | None = None
-    class_table: dict[str, Any] | None = None
-    gallery: Gallery | None = None
-    gallery_model: str = ""
-    commands: list[tuple[str, str]] = field(default_factory=list)
-    files: list[tuple[str, str]] = field(default_factory=list)
-    charts: dict[str, Chart] = field(default_factory=dict)
-    curves: Curve = field(default_factory=list)
 
 
 def add_failures(page: Page, trials: Sequence[Trial]) -> None:
@@ -73,16 +31,15 @@ def add_failures(page: Page, trials: Sequence[Trial]) -> None:
 
 def add_table(page: Page, rows: Sequence[Row]) -> None:
     """Lead, figures, tables, advice, classes and confusions, from the rows of the table."""
-    splits = list(dict.fromkeys(row.split for row in rows))
-    main = next((split for split in splits if not split.startswith(SYNTHETIC)), None)
+    main = next((row.split for row in rows if row.domain == "real"), None)
     if main is None:
         return
-    splits.remove(main)
     summaries = summarise(rows)
-    shown = [part for part in summaries if part.split == main]
-    tested = [row for row in rows if row.split == main]
-    for split in (main, *splits):
-        page.tables.append(_table([part for part in summaries if part.split == split], rows, split))
+    splits = dict.fromkeys(part.images_of for part in summaries)
+    shown = [part for part in summaries if part.images_of == main]
+    tested = [row for row in rows if row.images_of == main]
+    for split in dict.fromkeys((main, *splits)):
+        page.tables.append(_table([part for part in summaries if part.images_of == split], rows))
     page.charts["methods-chart"] = charts.methods_chart(shown, tested)
     _add_lead(page, shown, tested)
     _add_methods(page, shown, tested)
@@ -92,8 +49,13 @@ def add_table(page: Page, rows: Sequence[Row]) -> None:
 
 def choose_shown(rows: Sequence[Row]) -> Row | None:
     """The row whose training the gallery shows: the guided translator with most labels, else what is best."""
-    real = [row for row in rows if row.stage is not None and not row.split.startswith(SYNTHETIC)]
+    real = [row for row in rows if row.stage is not None and row.domain == "real" and _is_one_training(row)]
     return max(real, key=lambda row: (row.method == "guided", _rank(row), -row.seed), default=None)
+
+
+def _is_one_training(row: Row) -> bool:
+    method = METHODS.get(row.method)
+    return method is None or not RECIPES[method.kind].members
 
 
 def add_trials(page: Page, trials: Sequence[Trial]) -> None:
@@ -114,11 +76,11 @@ def add_trials(page: Page, trials: Sequence[Trial]) -> None:
         for number, trial in enumerate(trials, start=1)
     ]
     best = max(scored, key=lambda trial: trial.miou or 0, default=None)
-    page.trials = {
-        "caption": "Trials of the sweep, mIoU on the validation labels",
-        "columns": ["trial", *knobs, "mIoU %", "steps", "device time", "state"],
-        "rows": [_line(row, "best" if trial is best else "") for row, trial in zip(rows, trials, strict=True)],
-    }
+    page.trials = Grid(
+        caption="Trials of the sweep, mIoU on the validation labels",
+        columns=["trial", *knobs, "mIoU %", "steps", "device time", "state"],
+        lines=[Line(row, "best" if trial is best else "") for row, trial in zip(rows, trials, strict=True)],
+    )
     page.scored = len(scored)
     failed = len(page.failures)
     page.facts.append(("trials", f"{len(trials)}" + (f", {failed} failed" if failed else "")))
@@ -132,20 +94,20 @@ def add_trials(page: Page, trials: Sequence[Trial]) -> None:
         page.no_importance = f"Nothing to say yet: {error}."
 
 
-def trial_trainings(trials: Sequence[Trial]) -> list[Training]:
+def trial_trainings(trials: Sequence[Trial]) -> list[TrainingCurve]:
     """The trainings of the sweep that have reported something."""
     return [
-        Training(f"translator/trial {number}", f"trial {number}, {trial.state}: {_settings(trial)}", trial.curve)
+        TrainingCurve(f"translator/trial {number}", f"trial {number}, {trial.state}: {_settings(trial)}", trial.curve)
         for number, trial in enumerate(trials, start=1)
         if trial.curve
     ]
 
 
-def row_trainings(rows: Sequence[Row], runs: Path) -> list[Training]:
+def row_trainings(rows: Sequence[Row], runs: Path) -> list[TrainingCurve]:
     """The trainings behind the rows of the table."""
     stages = {row.stage: row for row in rows if row.stage is not None and row.start and row.method != "synthetic only"}
     return [
-        Training(
+        TrainingCurve(
             f"{'translator' if stage.startswith('translator-') else row.method}/{stage}",
             f"{label_of(row)}, seed {row.seed}",
             read_curve(runs / Path(stage).name / CURVE),
@@ -154,21 +116,21 @@ def row_trainings(rows: Sequence[Row], runs: Path) -> list[Training]:
     ]
 
 
-def add_curves(page: Page, trainings: Sequence[Training]) -> None:
+def add_curves(page: Page, trainings: Sequence[TrainingCurve]) -> None:
     """The curves, gathered into few points, and a table of where the time went."""
-    known = [training for training in trainings if training.curve]
+    known = [training for training in trainings if training.reports]
     if not known:
         return
     # The translator is what a run is about; the expert's mIoU is on synthetic images, and on another scale.
-    chosen = max(known, key=lambda each: (each.id.startswith("translator/"), each.curve[-1].get("miou") or 0))
+    chosen = max(known, key=lambda each: (each.id.startswith("translator/"), each.reports[-1].get("miou") or 0))
     terms: dict[str, None] = {}
     phases: dict[str, None] = {}
+    page.trainings, page.chosen_training = known, chosen.id
     lines = []
     for training in known:
-        page.trainings.append({"id": training.id, "label": training.label, "chosen": training is chosen})
         whole: dict[str, float] = defaultdict(float)
-        for report in _gather(training.curve):
-            losses = _losses(report)
+        for report in _gather(training.reports):
+            losses = losses_of(report)
             spent = {name: value for name, value in report.items() if name.startswith("seconds_")}
             terms |= dict.fromkeys(losses)
             phases |= dict.fromkeys(spent)
@@ -176,16 +138,16 @@ def add_curves(page: Page, trainings: Sequence[Training]) -> None:
                 whole[name] += value
             point = {"training": training.id, "step": report["step"], "miou": report.get("miou")}
             page.curves.append(point | losses | spent)
-        last = training.curve[-1]
+        last = training.reports[-1]
         lines.append((training, last, dict(whole)))
     page.charts["miou-curves"] = charts.miou_curves()
     page.charts["loss-curves"] = charts.loss_curves(list(terms))
     page.charts["phase-chart"] = charts.phase_chart(list(phases))
-    page.training_table = {
-        "caption": "Trainings: how far, how good, and the share of the time in each phase",
-        "columns": ["training", "steps", "validation mIoU %", "device time", *map(_phase, phases)],
-        "rows": [
-            _line(
+    page.training_table = Grid(
+        caption="Trainings: how far, how good, and the share of the time in each phase",
+        columns=["training", "steps", "validation mIoU %", "device time", *map(_phase, phases)],
+        lines=[
+            Line(
                 [
                     training.label,
                     f"{last['step']} of {last['steps']}",
@@ -196,7 +158,7 @@ def add_curves(page: Page, trainings: Sequence[Training]) -> None:
             )
             for training, last, whole in lines
         ],
-    }
+    )
 
 
 def _add_lead(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
@@ -224,7 +186,7 @@ def _add_lead(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> No
     page.facts.append(("validation labels", str(max(part.labels_val for part in shown))))
 
 
-def _table(summaries: Sequence[Summary], rows: Sequence[Row], split: str) -> dict[str, Any]:
+def _table(summaries: Sequence[Summary], rows: Sequence[Row]) -> Grid:
     means = list(rows[0].means)
     joint = any(REFERENCE in part.against for part in summaries)
     oracle = any(part.oracle_share is not None for part in summaries)
@@ -240,15 +202,15 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], split: str) -> dic
         if oracle:
             cells.append("" if part.oracle_share is None else f"{part.oracle_share:.0f} %")
         marks = {part is best: "best", part.method == REFERENCE: "reference"}
-        lines.append(_line([*cells, f"{part.device_hours:.2f}"], marks.get(True, "")))
+        lines.append(Line([*cells, f"{part.device_hours:.2f}"], marks.get(True, "")))
     columns = ["method", "mIoU %", "labels + validation", "seeds", *means]
     columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["device-hours"]
-    images = next((row.images for row in rows if row.split == split), 0)
-    return {
-        "caption": f"Split {split}, {images} images: mean and standard deviation over the seeds",
-        "columns": columns,
-        "rows": lines,
-    }
+    first = summaries[0].of(rows)[0]
+    return Grid(
+        caption=f"Split {first.images_of}, {first.images} images: mean and standard deviation over the seeds",
+        columns=columns,
+        lines=lines,
+    )
 
 
 def _add_methods(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
@@ -257,14 +219,7 @@ def _add_methods(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) ->
         joint = [other for other in shown if other.method == REFERENCE and other.labels_train == part.labels_train]
         reference = label_of(joint[0]) if joint else ""
         signals = {"method": label_of(part), "name": part.method, "reference": reference}
-        page.methods.append(
-            {
-                "value": label_of(part),
-                "signals": signals,
-                "chosen": part is chosen,
-                "confusions": _confusions(part.of(tested)),
-            }
-        )
+        page.choices.append(Choice(label_of(part), signals, part is chosen, _confusions(part.of(tested))))
 
 
 def _add_advice(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
@@ -295,11 +250,11 @@ def _add_classes(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) ->
             line.append((name, mean(values) if values else None, stdev(values) if len(values) > 1 else None))
         found[label_of(part)] = line
     page.charts["class-chart"] = charts.class_chart(found)
-    page.class_table = {
-        "caption": "IoU of each class in percent, mean over the seeds; –: neither in labels nor in predictions",
-        "columns": ["method", *classes],
-        "rows": [_line([name, *(_number(iou) for _, iou, _ in line)]) for name, line in found.items()],
-    }
+    page.class_table = Grid(
+        caption="IoU of each class in percent, mean over the seeds; –: neither in labels nor in predictions",
+        columns=["method", *classes],
+        lines=[Line([name, *(_number(iou) for _, iou, _ in line)]) for name, line in found.items()],
+    )
     confusions = {label_of(part): _sum(part.of(tested)) for part in shown}
     known = {name: matrix for name, matrix in confusions.items() if matrix}
     if known:
@@ -331,7 +286,7 @@ def _rank(part: Summary | Row) -> tuple[bool, int, float]:
     return part.method != "oracle", part.labels_train if part.method == "guided" else 0, part.miou
 
 
-def _gather(curve: Curve) -> Curve:
+def _gather(curve: Sequence[Metrics]) -> list[Metrics]:
     """At most ``POINTS`` reports: of several, the last one with the seconds of all."""
     size = -(-len(curve) // POINTS)
     gathered = []
@@ -342,18 +297,8 @@ def _gather(curve: Curve) -> Curve:
     return gathered
 
 
-def _losses(report: dict[str, Any]) -> dict[str, float]:
-    """A report begins with step and steps, then the loss terms, then mIoU or device seconds."""
-    own = itertools.takewhile(lambda item: item[0] not in ("miou", "device_seconds"), report.items())
-    return {name: value for name, value in own if name not in ("step", "steps")}
-
-
 def _settings(trial: Trial) -> str:
     return ", ".join(f"{name} {short(value)}" for name, value in trial.overrides.items())
-
-
-def _line(cells: Sequence[str], mark: str = "") -> dict[str, Any]:
-    return {"cells": list(cells), "mark": mark}
 
 
 def _number(value: float | None) -> str:

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from rich.table import Table
 
 from raydelta.storage import write_atomically
@@ -23,6 +23,7 @@ class Row(BaseModel):
     labels_val: int  # labels that were looked at to validate; part of what the result cost
     seed: int
     real: str  # name of the real data set
+    domain: Literal["real", "synthetic"] = "real"  # of the images that it was evaluated on
     split: str
     start: str  # where its segmenter starts: scratch, expert (trained on synthetic images) or student
     pretraining: str | None  # of the expert's encoder; None: from scratch, no image but those of the two sets
@@ -31,14 +32,28 @@ class Row(BaseModel):
     per_class: dict[str, float | None]  # percent; None: the class is absent
     means: dict[str, float] = {}  # mIoU over the classes of a smaller built-in taxonomy: synthia16, synthia13
     images: int
-    stage: str | None = None  # directory of its training, beside the run's; None: an ensemble, or an older table
+    stage: str | None = None  # name of its training, and of its directory beside the run's; None: an older table
     confusion: list[list[int]] | None = None  # pixels, rows truth and columns prediction; None: an older table
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, fields: Any) -> Any:
+        """Older tables have no domain, and name splits of the synthetic set ``synthetic test``."""
+        if isinstance(fields, dict) and "domain" not in fields and str(fields.get("split")).startswith("synthetic "):
+            return fields | {"domain": "synthetic", "split": fields["split"].removeprefix("synthetic ")}
+        return fields
+
+    @property
+    def images_of(self) -> str:
+        """Domain and split in words."""
+        return _name_split(self.domain, self.split)
 
 
 class Summary(BaseModel):
     """All seeds of one method, label budget and split, and how they stand to what the same labels buy elsewhere."""
 
     method: str
+    domain: Literal["real", "synthetic"] = "real"
     split: str
     labels_train: int
     labels_val: int
@@ -56,10 +71,26 @@ class Summary(BaseModel):
         """mIoU with its deviation over the seeds, if there are several."""
         return _spread(self.miou, self.deviation)
 
+    @property
+    def images_of(self) -> str:
+        """Domain and split in words."""
+        return _name_split(self.domain, self.split)
+
     def of(self, rows: Sequence[Row]) -> list[Row]:
         """Those of the rows that it sums up."""
-        key = self.method, self.split, self.labels_train, self.labels_val
-        return [row for row in rows if (row.method, row.split, row.labels_train, row.labels_val) == key]
+        return [row for row in rows if _key(row) == _key(self)]
+
+
+Key = tuple[str, str, str, int, int]
+
+
+def _key(part: Row | Summary) -> Key:
+    """What all seeds of a line of the table share."""
+    return part.method, part.domain, part.split, part.labels_train, part.labels_val
+
+
+def _name_split(domain: str, split: str) -> str:
+    return split if domain == "real" else f"{domain} {split}"
 
 
 REFERENCES = ("synthetic only", "unguided", "fine-tuned", "joint training")
@@ -68,9 +99,9 @@ REFERENCES = ("synthetic only", "unguided", "fine-tuned", "joint training")
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """Mean and spread per method, split and budget, differences paired per seed; in the order of the rows."""
-    groups: dict[tuple[str, str, int, int], list[Row]] = defaultdict(list)
+    groups: dict[Key, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.method, row.split, row.labels_train, row.labels_val].append(row)
+        groups[_key(row)].append(row)
     return [_summary(group, rows) for group in groups.values()]
 
 
@@ -86,7 +117,7 @@ def _summary(group: Sequence[Row], rows: Sequence[Row]) -> Summary:
     ]
     first = group[0]
     return Summary(
-        **first.model_dump(include={"method", "split", "labels_train", "labels_val", "start", "pretraining"}),
+        **first.model_dump(include={"method", "domain", "split", "labels_train", "labels_val", "start", "pretraining"}),
         seeds=len(group),
         device_hours=mean(row.device_hours for row in group),
         miou=mean(row.miou for row in group),
@@ -99,7 +130,7 @@ def _summary(group: Sequence[Row], rows: Sequence[Row]) -> Summary:
 def _partner(row: Row, method: str, rows: Sequence[Row]) -> Row | None:
     """The row of another method with the same split, seed and training labels (or with none, if it takes none)."""
     for other in rows:
-        if other.method != method or other.split != row.split:
+        if (other.method, other.domain, other.split) != (method, row.domain, row.split):
             continue
         same_labels = method == "oracle" or other.labels_train in (0, row.labels_train)
         if same_labels and (other.seed == row.seed or method == "synthetic only"):  # there is one expert
@@ -153,7 +184,7 @@ def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:
         labels = f"{part.labels_train} + {part.labels_val}" if part.labels_train or part.labels_val else "0"
         difference = part.against.get("joint training")
         table.add_row(
-            *(part.method, part.split, labels, str(part.seeds), f"[bold]{part.shown}[/]"),
+            *(part.method, part.images_of, labels, str(part.seeds), f"[bold]{part.shown}[/]"),
             *["" if difference is None else _spread(*difference, sign="+")] * joint,
             f"{part.device_hours:.2f}",
             *(spread_of([row.means[name] for row in group]) for name in means),

@@ -5,12 +5,16 @@ writes its trials in the same shape, so they are read here too.
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CURVE = "curve.jsonl"
+
+Metrics = dict[str, Any]
+"""One report of a training: step, steps, losses (name → mean since the last report), miou, device_seconds, pace."""
 
 
 def append_report(path: Path, report: Mapping[str, Any]) -> None:
@@ -19,9 +23,9 @@ def append_report(path: Path, report: Mapping[str, Any]) -> None:
         file.write(json.dumps(report) + "\n")
 
 
-def read_curve(path: Path) -> list[dict[str, Any]]:
+def read_curve(path: Path) -> list[Metrics]:
     """The reports in the order of their steps, each once, broken lines left out; empty if there is no such file."""
-    curve: list[dict[str, Any]] = []
+    curve: list[Metrics] = []
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -34,6 +38,14 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
                     curve.pop()
                 curve.append(report)
     return curve
+
+
+def losses_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """The loss terms of a report, also of an older version, which wrote them after ``steps`` and before the rest."""
+    if "losses" in report:
+        return report["losses"]
+    own = itertools.takewhile(lambda item: item[0] not in ("miou", "device_seconds"), report.items())
+    return {name: value for name, value in own if name not in ("step", "steps")}
 
 
 def format_curve(curve: Sequence[Mapping[str, Any]]) -> str:

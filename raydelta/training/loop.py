@@ -113,7 +113,7 @@ def train(
         if not (reports or saves):
             continue
         with timers.phase("step"):
-            metrics: dict[str, Any] = {"step": number, "steps": steps} | losses.take(number)
+            metrics: dict[str, Any] = {"step": number, "steps": steps, "losses": losses.take(number)}
         with timers.phase("validate"):
             metrics |= validate()
         metrics["device_seconds"] = spent + (time.perf_counter() - start) * place.world

@@ -7,6 +7,7 @@ from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, flatten, without_tracking
 from raydelta.data.prepare import prepare_data
 from raydelta.progress import Progress
+from raydelta.training.curve import losses_of
 from raydelta.training.job import read_stage
 from raydelta.tuning import trackers
 
@@ -69,8 +70,9 @@ def _train_one(kind: Literal["expert", "translator"], config: Config, runs: Path
 def note_of(metrics: dict[str, Any]) -> str:
     """The few figures of a training that fit a line of progress."""
     parts = []
-    if "cross_entropy" in metrics:
-        parts.append(f"loss {metrics['cross_entropy']:.2f}")
+    losses = losses_of(metrics)
+    if "cross_entropy" in losses:
+        parts.append(f"loss {losses['cross_entropy']:.2f}")
     if "miou" in metrics:
         parts.append(f"validation mIoU {metrics['miou']:.1f} %")
     parts.append(f"{metrics['images_per_second']:.0f} images/s")

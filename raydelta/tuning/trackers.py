@@ -123,7 +123,7 @@ def log(name: str, metrics: Mapping[str, Any]) -> None:
         return
     figures = {
         key: float(value)
-        for key, value in metrics.items()
+        for key, value in (metrics | metrics.get("losses", {})).items()
         if isinstance(value, Real) and not isinstance(value, bool) and key not in _NOT_FIGURES
     }
     step = int(metrics.get("step", 0))
@@ -220,7 +220,7 @@ class _Teller:
 def table_figures(rows: Sequence[Row]) -> dict[str, float]:
     """mIoU of every line of the table, means over the seeds, under names that every tracker allows."""
     return {
-        re.sub(r"[^\w/]+", "_", f"miou/{part.split}/{part.method}/{part.labels_train}_labels"): part.miou
+        re.sub(r"[^\w/]+", "_", f"miou/{part.images_of}/{part.method}/{part.labels_train}_labels"): part.miou
         for part in summarise(rows)
     }
 
@@ -230,7 +230,7 @@ def _lines(rows: Sequence[Row]) -> list[list[str]]:
     titles = ["method", "split", "labels", "validation labels", "mIoU %", "device-hours"]
     lines = [titles]
     for part in summarise(rows):
-        key = part.method, part.split, part.labels_train, part.labels_val
+        key = part.method, part.images_of, part.labels_train, part.labels_val
         lines.append([*map(str, key), part.shown, f"{part.device_hours:.2f}"])
     return lines
 

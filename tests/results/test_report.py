@@ -123,6 +123,8 @@ def test_from_a_static_host(browser: Any, page_file: Path) -> None:
 @browser_test
 def test_the_keyboard_moves_dividers(watched: Watched) -> None:
     page = watched.page
+    assert page.locator(".slide:visible").count() == 0
+    page.select_option("#mode", "slider")
     page.locator(".shot .slide input").nth(1).focus()
     for _ in range(10):
         page.keyboard.press("ArrowRight")
@@ -258,7 +260,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_a_table_of_an_expert_alone(tmp_path: Path) -> None:
     only: list[Row] = [row for row in make_rows(seeds=(0,)) if row.method == "synthetic only"]
     directory = make_sweep(tmp_path, trials=1, rows=only)
-    write_table(directory, [row.model_copy(update={"split": "synthetic test"}) for row in only])
+    write_table(directory, [row.model_copy(update={"domain": "synthetic"}) for row in only])
     assert "What the same labels buy" not in write_report(directory).read_text()
 
 

@@ -101,10 +101,39 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.json"]
 
 
+def test_a_table_of_an_older_version_names_the_domain_in_its_split(tmp_path: Path) -> None:
+    write_table(tmp_path, [row("synthetic only", split="test"), row("synthetic only", domain="synthetic")])
+    tree = json.loads((tmp_path / "table.json").read_text())
+    for line in tree["rows"]:
+        if line.pop("domain") == "synthetic":
+            line["split"] = "synthetic test"
+    (tmp_path / "table.json").write_text(json.dumps(tree))
+    read = read_table(tmp_path)
+    assert [(line.domain, line.split) for line in read] == [("real", "test"), ("synthetic", "test")]
+    assert [line.images_of for line in read] == ["test", "synthetic test"]
+
+
+def test_the_synthetic_split_is_another_line_of_the_table() -> None:
+    rows = [row("synthetic only", miou=20.0), row("synthetic only", miou=60.0, domain="synthetic"), row(miou=30.0)]
+    assert [line[1] for line in show(rows, with_classes=False)[-3:]] == ["test", "synthetic test", "test"]
+    assert summary_of(rows, "guided").against == {"synthetic only": (10.0, None)}
+
+
 def test_the_csv_has_one_column_per_class(tmp_path: Path) -> None:
     write_table(tmp_path, [row(), row("unguided", road=None)])
     lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
-    expected = ["method", "labels_train", "labels_val", "seed", "real", "split", "start", "pretraining", "device_hours"]
+    expected = [
+        "method",
+        "labels_train",
+        "labels_val",
+        "seed",
+        "real",
+        "domain",
+        "split",
+        "start",
+        "pretraining",
+        "device_hours",
+    ]
     assert list(lines[0]) == [*expected, "miou", "images", "road", "sky, blue"]
     assert lines[0]["method"] == "guided"
     assert float(lines[0]["miou"]) == 30

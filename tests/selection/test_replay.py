@@ -45,7 +45,7 @@ def test_every_strategy_buys_its_labels_round_by_round(outcome: Outcome) -> None
 
 
 def test_the_table_has_a_row_for_every_method_strategy_seed_and_number_of_labels(outcome: Outcome) -> None:
-    rows = [each for each in read_table(outcome.directory) if each.split == "test"]
+    rows = [each for each in read_table(outcome.directory) if each.images_of == "test"]
     for method in ("guided", "fine-tuned"):
         for strategy in ("random", "entropy"):
             found = [(each.seed, each.labels_train) for each in rows if each.method == f"{method}, {strategy}"]

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from raydelta.training.curve import append_report, format_curve, read_curve
+from raydelta.training.curve import append_report, format_curve, losses_of, read_curve
 
 
 def test_what_a_resumed_training_reports_again_counts_once(tmp_path: Path) -> None:
@@ -24,3 +24,12 @@ def test_no_file_is_no_curve_and_no_folder_is_not_made(tmp_path: Path) -> None:
     append_report(away, {"step": 1})
     assert read_curve(away) == []
     assert not away.parent.exists(), "a folder made where a mount was would hide that it is away"
+
+
+def test_the_losses_of_a_report_and_of_one_of_an_older_version() -> None:
+    terms = {"gan_r2s": 0.4, "guidance": 1.2}
+    rest = {"miou": 20.0, "device_seconds": 3.0, "seconds_step": 1.0, "gflops": 2.0}
+    assert losses_of({"step": 2, "steps": 4, "losses": terms} | rest) == terms
+    assert losses_of({"step": 2, "steps": 4} | terms | rest) == terms
+    assert losses_of({"step": 2, "steps": 4} | terms | {"device_seconds": 3.0, "seconds_step": 1.0}) == terms
+    assert losses_of({"step": 2, "steps": 4, "losses": {}} | rest) == {}

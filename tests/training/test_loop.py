@@ -266,7 +266,7 @@ def test_a_report_says_how_good_and_how_fast(tmp_path: Path) -> None:
     run = Run(tmp_path, overrides=("compute.report_every=2",)).train(4)
     for report in run.reports:
         assert report["steps"] == 4
-        assert 0 < report["cross_entropy"] < 10
+        assert 0 < report["losses"]["cross_entropy"] < 10
         assert 0 <= report["miou"] <= 100
         assert report["step_seconds"] > 0
         assert 0 <= report["data_wait"] <= 1
@@ -281,8 +281,8 @@ def test_a_report_says_how_good_and_how_fast(tmp_path: Path) -> None:
 
 def test_a_reported_loss_is_the_mean_since_the_last_report(tmp_path: Path) -> None:
     each, both = (Run(tmp_path / f"{every}", overrides=(f"compute.report_every={every}",)).train(4) for every in (1, 2))
-    losses = [report["cross_entropy"] for report in each.reports]
-    found = [report["cross_entropy"] for report in both.reports]
+    losses = [report["losses"]["cross_entropy"] for report in each.reports]
+    found = [report["losses"]["cross_entropy"] for report in both.reports]
     assert found == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2], rel=1e-5)
 
 
@@ -290,9 +290,9 @@ def test_a_term_that_sets_in_later_is_averaged_over_the_steps_that_had_it(tmp_pa
     overrides = ("guidance.start=0.5", "augment.flip=0", "augment.crop=1", "translator.learning_rate=1e-9")
     each = Run(tmp_path / "each", "translator", (*overrides, "compute.report_every=1")).train(4)
     once = Run(tmp_path / "once", "translator", (*overrides, "compute.report_every=4")).train(4)
-    assert ["guidance" in report for report in each.reports] == [False, False, True, True]
-    values = [report["guidance"] for report in each.reports[2:]]
-    assert once.reports[0]["guidance"] == pytest.approx(sum(values) / 2, rel=1e-5)
+    assert ["guidance" in report["losses"] for report in each.reports] == [False, False, True, True]
+    values = [report["losses"]["guidance"] for report in each.reports[2:]]
+    assert once.reports[0]["losses"]["guidance"] == pytest.approx(sum(values) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["expert", "translator"])

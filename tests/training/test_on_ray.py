@@ -51,7 +51,7 @@ def test_sets_in_object_storage(config: Config, s3: str, tmp_path: Path) -> None
     job = make_job("expert", base, tmp_path)
     assert job.directory.name == make_job("expert", config, tmp_path).directory.name, "the same data, wherever it lies"
     train_on_ray(job)
-    assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+    assert {row.images_of for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
 
 
 @pytest.mark.parametrize(("count", "name"), [(1, "_task"), (2, "RayTrainWorker")])
@@ -86,7 +86,7 @@ def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, c
     curve = read_curve(job.directory / CURVE)
     assert [report["step"] for report in curve] == list(range(2, length + 1, 2)), "whole, each step once"
     assert not (tmp_path / "unfinished" / job.directory.name).exists()
-    assert {row.split for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+    assert {row.images_of for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
 
 
 def test_killed_while_it_is_published(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,8 @@ def tell_a_sweep(picture: Path) -> None:
     start(Run("tune-1", "tune", {"seed": 0}))
     start(Run("translator-1", "translator", {"guidance.weight": 0.3}, parent="tune-1"))
     for step in (2, 4):
-        log("translator-1", {"step": step, "steps": 4, "miou": step / 2, "hostname": "here", "pid": 7, "done": True})
+        told = {"step": step, "steps": 4, "losses": {"guidance": 1 / step}, "miou": step / 2}
+        log("translator-1", told | {"hostname": "here", "pid": 7, "done": True})
     end("translator-1", ok=True)
     show("translator-1", picture)
     log("tune-1", trackers.table_figures([row("ensemble, untranslated", 30.0), row("ensemble, untranslated", 32.0, 1)]))
@@ -67,7 +68,8 @@ def test_event_files_are_always_written_a_folder_for_each_run(tmp_path: Path) ->
         tell_a_sweep(tmp_path / "strips.png")
     trial = read_events(tmp_path / "tensorboard" / "tune-1" / "translator-1")
     assert trial["miou"] == [(2, 1.0), (4, 2.0)]
-    assert trial.keys() == {"miou", "settings", "strips"}, "nothing of the machine"
+    assert trial["guidance"] == [(2, 0.5), (4, 0.25)]
+    assert trial.keys() == {"miou", "guidance", "settings", "strips"}, "nothing of the machine"
     sweep = read_events(tmp_path / "tensorboard" / "tune-1")
     assert sweep["miou/test/ensemble_untranslated/4_labels"] == [(0, 31.0)]
     assert {"table", "strips", "settings"} <= sweep.keys()
@@ -91,7 +93,7 @@ def test_mlflow_has_trials_below_the_sweep_and_knows_them_again(
     sweep, trial = runs["tune-1"], runs["translator-1"]
     assert trial.data.tags["mlflow.parentRunId"] == sweep.info.run_id
     assert trial.data.params == {"guidance.weight": "0.3"}
-    assert trial.data.metrics == {"miou": 2.0}
+    assert trial.data.metrics == {"miou": 2.0, "guidance": 0.25}
     assert {(m.step, m.value) for m in client.get_metric_history(trial.info.run_id, "miou")} == {(2, 1.0), (4, 2.0)}
     assert [file.path for file in client.list_artifacts(trial.info.run_id)] == ["strips.png"]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}

@@ -27,7 +27,7 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     assert outcome.best["guidance.weight"] in (0.3, 0.6)
     rows = read_table(outcome.directory)
     assert [row.model_dump() for row in rows] == [row.model_dump() for row in outcome.rows]
-    tested = [row for row in rows if row.split == "test"]
+    tested = [row for row in rows if row.images_of == "test"]
     counts = {(row.method, row.seed): (row.labels_train, row.labels_val) for row in tested}
     assert counts == {
         ("synthetic only", 0): (0, 0),
@@ -82,7 +82,7 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_se
     arguments = [argument for argument in TINY_ARGUMENTS if "validation" not in argument]
     outcome = run_tune(space, arguments, runs=tmp_path / "runs")
     assert (outcome.best, outcome.best_miou, outcome.failed) == (None, None, [])
-    tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.split == "test"}
+    tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.images_of == "test"}
     budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
     assert set(tested) == {
         ("synthetic only", 0, 0),
