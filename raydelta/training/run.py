@@ -29,10 +29,11 @@ def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda me
     with exclusive(job.directory):
         if not job.done:
             train_alone(job, open_large_sets(job), on_report)
+        shutil.rmtree(working_directory(job), ignore_errors=True)
 
 
 def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[[dict[str, Any]], None]) -> None:
-    """Train a job with its large sets open and the lock of its directory held."""
+    """Train a job with its large sets open and the lock of its directory held; ``working_directory`` stays."""
     working, runs = working_directory(job), job.directory.parent
     working.mkdir(parents=True, exist_ok=True)
 
@@ -45,7 +46,6 @@ def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[
         return node_leaves()
 
     run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
-    shutil.rmtree(working, ignore_errors=True)
 
 
 def run_loop(job: Job, large: Mapping[str, TrainingSet], place: Place, report: Any, resume: Path | None) -> None:

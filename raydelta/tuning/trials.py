@@ -287,3 +287,4 @@ def tune_trial(job: Job, large: Mapping[str, TrainingSet], resources: Mapping[st
         if not report_again():
             # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
             train_alone(job, large, on_report)
+        shutil.rmtree(working_directory(job), ignore_errors=True)
