@@ -1,17 +1,21 @@
 """`raydelta predict` against the bare networks on the same device: photographs in files → masks in files.
 
-    python -m benchmarks.predict [--json FILE] [--images 32] [--rounds 5] [a.b=c ...]
+    python -m benchmarks.predict [--json FILE] [--images 32] [--rounds 5] [--paced 200] [a.b=c ...]
 
 At the original CycleGAN's size (ResNet-9 of width 64) and 128 pixels high; the photographs lie as JPEG at 256×128 and
 at 1280×760. Bare is a loop that calls R2S and the segmenter on batches of that height that lie on the device as floats
-already; an actor of `raydelta predict` reads, decodes, resizes, predicts, enlarges, encodes and writes. Ratios are
-medians over rounds in which all are measured in turn.
+already; `raydelta predict` of a few photographs, in this process, reads, decodes, resizes, predicts, enlarges, encodes
+and writes. Ratios are medians over rounds in which all are measured in turn.
+
+With --paced the stages on Ray follow: a made-up network that takes 50 ms for an image, on one made-up GPU, and so many
+photographs of 1280×760. How close they come to its 20 images/s, from the first mask to the last.
 """
 
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +23,20 @@ import torch
 from PIL import Image
 
 from benchmarks.common import FULL, describe_machine, in_turn, print_table, write_json
+from raydelta.compute.cluster import set_defaults
 from raydelta.config import load_config
 from raydelta.data.simulator.scene import simulate
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_jpeg
-from raydelta.deploy.model import Chain, ChainConfig, DeployConfig, Deployed, save
-from raydelta.deploy.predict import Predictor
+from raydelta.deploy.inputs import Input
+from raydelta.deploy.network import Chain, ChainConfig, DeployConfig, Deployed
+from raydelta.deploy.predict import Frame, Segmenter, Task, pipeline, predict_here
 from raydelta.networks import Generator, build_segmenter
+from raydelta.networks.layers import freeze
 
 SIZES = ((256, 128), (1280, 760))
 BATCH = 8
+PACE = 0.05  # seconds of the made-up network for an image
 
 
 def main() -> None:
@@ -37,11 +45,11 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--paced", type=int, default=0)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     config = load_config(overrides=[*FULL, *options.overrides])
     settings = config.generator
-    chain = Chain(build_segmenter(config.segmenter, len(CAMVID11)), Generator(settings))
     made_of = DeployConfig(
         run="benchmark",
         taxonomy=CAMVID11,
@@ -49,64 +57,89 @@ def main() -> None:
         height=config.data.height,
         chains=(ChainConfig(segmenter=config.segmenter, generator=settings),),
     )
+    network = Deployed(made_of, [Chain(build_segmenter(config.segmenter, len(CAMVID11)), Generator(settings))])
+    freeze(network)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(Deployed(made_of, [chain]), folder / "model")
-        window = (2 * config.data.width, 2 * config.data.height)
-        predictor = Predictor(folder / "model", None, folder / "masks", ("ids",), range(256), window, BATCH)
+        task = Task(folder, None, folder / "masks", ("ids",), CAMVID11, tuple(range(256)), None, BATCH)
+        segmenter = Segmenter(task, network)
         ways: dict[str, Callable[[], object]] = {}
+        photographs: dict[str, list[Input]] = {}
         for width, height in SIZES:
-            files = write_photographs(folder / f"{width}x{height}", options.images, width, height)
-            ways[f"bare, {width}x{height}"] = bare(predictor, files)
-            ways[f"predict, {width}x{height}"] = through(predictor, files)
-        seconds = in_turn(ways, options.rounds)
-    ratios = {}
-    for width, height in SIZES:
-        pairs = zip(seconds[f"bare, {width}x{height}"], seconds[f"predict, {width}x{height}"], strict=True)
-        ratios[f"{width}x{height}"] = statistics.median(alone / whole for alone, whole in pairs)
+            size = f"{width}x{height}"
+            photographs[size] = write_photographs(folder / size, options.images, width, height)
+            ways[f"bare, {size}"] = bare(segmenter, photographs[size])
+            ways[f"predict, {size}"] = lambda items=photographs[size]: list(predict_here(network, items, task))  # type: ignore[misc]
+        seconds = in_turn(ways, options.rounds) if options.rounds else {}
+        paced = pace(photographs["1280x760"], options.paced, task) if options.paced else None
+    ratios = {
+        size: statistics.median(
+            alone / whole for alone, whole in zip(seconds[f"bare, {size}"], seconds[f"predict, {size}"], strict=True)
+        )
+        for size in photographs
+        if seconds
+    }
     rates = {name: options.images / statistics.median(values) for name, values in seconds.items()}
     print_table(("", "images/s"), list(rates.items()))
     print(f"pace of the bare networks: {', '.join(f'{size} {ratio:.3f}' for size, ratio in ratios.items())}")
-    result = {"machine": describe_machine(predictor.device), "options": vars(options), "seconds": seconds}
-    write_json(options.json, result | {"ratios": ratios})
+    if paced is not None:
+        print(f"pace of a network of {1 / PACE:g} images/s on Ray: {paced:.3f}")
+    result = {"machine": describe_machine(segmenter.device), "options": vars(options), "seconds": seconds}
+    write_json(options.json, result | {"ratios": ratios, "paced": paced})
 
 
-def write_photographs(folder: Path, count: int, width: int, height: int) -> list[Path]:
+def write_photographs(folder: Path, count: int, width: int, height: int) -> list[Input]:
     """The simulator's streets as JPEG files."""
     folder.mkdir()
-    files = [folder / f"{number:03}.jpg" for number in range(count)]
-    for number, file in enumerate(files):
-        file.write_bytes(encode_jpeg(Image.fromarray(simulate(number, look="street", width=width, height=height)[0])))
-    return files
+    items = [Input(f"{number:03}", str(folder / f"{number:03}.jpg")) for number in range(count)]
+    for number, item in enumerate(items):
+        image = simulate(number, look="street", width=width, height=height)[0]
+        Path(item.address).write_bytes(encode_jpeg(Image.fromarray(image)))
+    return items
 
 
-def bare(predictor: Predictor, files: list[Path]) -> Callable[[], None]:
+def bare(segmenter: Segmenter, items: Sequence[Input]) -> Callable[[], None]:
     """Both networks on photographs that lie there as they want them."""
-    pixels = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
-    batches = predictor.model.prepare(pixels.to(predictor.device)).split(BATCH)
+    pixels = torch.from_numpy(np.stack([np.asarray(Image.open(item.address)) for item in items]))
+    batches = segmenter.network.prepare(pixels.to(segmenter.device)).split(BATCH)
 
     def run() -> None:
         with torch.inference_mode():
             for batch in batches:
-                predictor.model.networks(batch)
-        if predictor.device.type == "cuda":
+                segmenter.network.networks(batch)
+        if segmenter.device.type == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
-def through(predictor: Predictor, files: list[Path]) -> Callable[[], None]:
-    """All that ``raydelta predict`` does with a file, in the batches that its actors get."""
+class PacedSegmenter(Segmenter):
+    """A network that takes its time, and nothing else: every pixel gets the first class."""
 
-    def run() -> None:
-        for start in range(0, len(files), BATCH):
-            part = files[start : start + BATCH]
-            found = predictor(
-                {"name": np.array([file.stem for file in part]), "address": np.array(list(map(str, part)))}
-            )
-            assert not any(found["reason"]), found["reason"]
+    def __init__(self, task: Task) -> None:
+        self.task, self.keeps_image = task, False
 
-    return run
+    def segment(self, frames: Sequence[Frame]) -> list[Frame]:
+        time.sleep(PACE * len(frames))
+        return [
+            Frame(**frame | {"mask": bytes(frame["height"] * frame["width"]), "image": b""})  # type: ignore[typeddict-item]
+            for frame in frames
+        ]
+
+
+def pace(items: Sequence[Input], count: int, task: Task) -> float:
+    """Images per second of the stages on Ray from the first masks to the last, as a share of the network's."""
+    set_defaults()
+    import ray
+
+    ray.init("local", num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    repeated = [Input(f"{number:05}", items[number % len(items)].address) for number in range(count)]
+    done = []
+    for _ in pipeline(repeated, task, PacedSegmenter).iter_rows():
+        done.append(time.perf_counter())
+    ray.shutdown()
+    late = [moment for moment in done if moment > done[0] + 1]  # what came in one block is counted as a whole
+    return PACE * len(late) / (done[-1] - max(moment for moment in done if moment <= done[0] + 1))
 
 
 if __name__ == "__main__":

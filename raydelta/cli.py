@@ -24,10 +24,13 @@ app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 
 Runs = Annotated[Path, typer.Option(help="Where everything that is made lies.")]
+TrainedRun = Annotated[
+    str, typer.Argument(help="Directory of a training or sweep, an exported folder, or 'latest': the newest in --runs.")
+]
 Preset = Annotated[str | None, typer.Option(help="laptop or gpu; gpu where the cluster has one, if not given.")]
 Method = Annotated[
     str | None,
-    typer.Option(help="Which row of a sweep's table: guided, student, ensemble, …; its best translator else."),
+    typer.Option(help="Which row of a sweep's table: guided, student, ensemble-untranslated, …  Default: guided."),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with config fields.")]
 Synthetic = Annotated[
@@ -342,50 +345,85 @@ def doctor(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Directory of a training or of a sweep, or an exported folder.")],
+    run: TrainedRun,
     inputs: Annotated[list[str], typer.Argument(help="Photographs and videos: files, folders, globs, addresses.")],
-    out: Annotated[Path, typer.Option(help="Folder for the masks; one that was begun is continued.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the masks; one that was begun is continued. Default: beside the photographs."),
+    ] = None,
     method: Method = None,
     taxonomy: Annotated[
-        str | None, typer.Option(help="Whose ids to write: cityscapes (labelIds), cityscapes19, …; the run's own else.")
+        str | None, typer.Option(help="Whose ids to write: cityscapes (labelIds), cityscapes19, …  Default: the run's.")
     ] = None,
-    kinds: Annotated[str, typer.Option(help="Of ids, colour and overlay, with commas between.")] = "ids",
+    kinds: Annotated[
+        str | None,
+        typer.Option(help="ids,colour,overlay: one or more. Default: ids; without --out, overlay."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images of one size at once.")] = 8,
     window: Annotated[
-        str | None, typer.Option(help="WxH, predicted at once, in pixels at the scale of training; twice its, else.")
+        str | None,
+        typer.Option(help="WxH, predicted at once, in pixels at the scale of training. Default: twice the training's."),
     ] = None,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Write masks for photographs and videos."""
-    from raydelta.deploy.predict import predict
-
     size = _numbers(window, "x", 2, "--window") if window else None
-    outcome = predict(
-        run, inputs, out, method=method, taxonomy=taxonomy, kinds=kinds.split(","), batch=batch, window=size
+    sys.stderr.write(f"predict      loading {run}\n")  # importing torch takes seconds
+    from raydelta.deploy.predict import predict
+    from raydelta.training.job import locate_run
+
+    done = predict(
+        locate_run(run, runs),
+        inputs,
+        out,
+        method=method,
+        taxonomy=taxonomy,
+        kinds=kinds.split(",") if kinds else None,
+        batch=batch,
+        window=size,
     )
-    if outcome.void:
-        print(f"void         {', '.join(outcome.void)}: {taxonomy} has no such class")
-    for file, reason in outcome.skipped:
+    print(f"model        {_named(done.method, done.model)}")
+    if done.void:
+        print(f"void         {', '.join(done.void)}: {taxonomy} has no such class")
+    for file, reason in done.skipped:
         print(f"skipped      {file}: {reason}")
-    print(f"masks        {outcome.directory}: {outcome.images} written, {outcome.before} inputs were done before")
-    if outcome.skipped and outcome.images == outcome.before == 0:
+    for path in done.written:
+        print(f"written      {path}")
+    if done.directory is not None:
+        print(f"masks        {done.directory}: {done.images} written, {done.before} inputs were done before")
+    if done.skipped and done.images == done.before == 0:
         raise typer.Exit(1)
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished training, or of a sweep: its best one.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    run: TrainedRun,
+    out: Annotated[Path, typer.Option(help="Directory to make.")],
     method: Method = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Photographs to check with (repeat for more). Default: the run's, else drawn ones."),
+    ] = None,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
+    sys.stderr.write(f"export       loading {run}\n")
     from raydelta.deploy.export import export
+    from raydelta.training.job import locate_run
 
-    for check in export(run, out, method):
+    done = export(locate_run(run, runs), out, method, images or ())
+    print(f"model              {_named(done.method, done.model)}")
+    print(f"checked on         {done.images}")
+    for check in done.checks:
         print(
             f"{check.model:<18} {check.width}x{check.height}: {check.agreement:.3%} of the pixels as in torch, "
             f"logits within {check.deviation:.1e}, {check.seconds:.3f} s an image (torch {check.torch_seconds:.3f} s)"
         )
     print(f"card               {out / 'README.md'}")
+
+
+def _named(method: str | None, model: str) -> str:
+    return f"{method} ({model})" if method else model
 
 
 def main() -> None:

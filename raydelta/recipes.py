@@ -1,10 +1,12 @@
 """The rows of the table: what each is trained on, or which trainings it puts together. One line for each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from raydelta.config import Config
+from raydelta.errors import UserError
 
 Compared = Literal[
     "ensemble",
@@ -109,3 +111,28 @@ METHODS: dict[str, Method] = {
     "guided, shuffled labels": Method("translator", SHUFFLED),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }
+
+
+def short_name(method: str) -> str:
+    """``mean teacher, translated`` → ``mean-teacher-translated``: a row's name on the command line."""
+    return method.lower().replace(",", "").replace(" ", "-")
+
+
+def find_method(name: str, among: Iterable[str] = tuple(METHODS)) -> str:
+    """The row of the table of that name, short or as the table prints it.
+
+    Args:
+        among: the rows there are to choose from.
+
+    Raises:
+        UserError: there is none; the message names the nearest one and all there are.
+    """
+    known = {short_name(method): method for method in among}
+    asked = short_name(str(name))
+    if asked in known:
+        return known[asked]
+    if asked in map(short_name, METHODS):
+        raise UserError(f"{asked} was not trained there; trained are {', '.join(known) or 'none'}")
+    near = get_close_matches(asked, known, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"no method {name!r}: {hint}there are {', '.join(known) or 'none'}")

@@ -4,11 +4,11 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from raydelta.config import Positive, Section, Share, load_config, read_yaml, validated
 from raydelta.errors import UserError
-from raydelta.recipes import MethodName
+from raydelta.recipes import MethodName, find_method
 
 SPACES = Path(__file__).parent / "tune_spaces"
 SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
@@ -70,7 +70,7 @@ class Resources(Section):
 class TableConfig(Section):
     """What is trained after the sweep, with the best trial's settings, to compare it with."""
 
-    methods: tuple[MethodName, ...] = DEFAULT_METHODS
+    methods: tuple[Annotated[MethodName, BeforeValidator(find_method)], ...] = DEFAULT_METHODS
     budgets: tuple[Positive, ...] | None = None  # None: the best trial's
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: the best trial's
 

@@ -192,8 +192,9 @@ def replace_directory(source: Path, target: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A new hidden name in the same folder. Random, as process numbers repeat on other machines."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """A new hidden name in the same folder. Random, as process numbers repeat on other machines; not longer than a
+    file's name may be, however long the given one is."""
+    return path.with_name(f".{path.name.encode()[:200].decode(errors='ignore')}.{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,33 @@
+import re
 from typing import get_args
 
-from raydelta.recipes import METHODS, Kind, MethodName
+import pytest
+
+from raydelta.errors import UserError
+from raydelta.recipes import METHODS, Kind, MethodName, find_method, short_name
 
 
 def test_every_method_name_has_an_entry() -> None:
     assert set(get_args(MethodName)) == set(METHODS)
     assert {method.kind for method in METHODS.values()} | {"expert"} == set(get_args(Kind))
+
+
+def test_a_method_is_found_by_its_short_and_its_printed_name() -> None:
+    for method in METHODS:
+        assert find_method(method) == find_method(short_name(method)) == method
+        assert re.fullmatch("[a-z-]+", short_name(method))
+    assert len({short_name(method) for method in METHODS}) == len(METHODS)
+    assert find_method("mean-teacher-translated") == "mean teacher, translated"
+    assert find_method("fda") == "FDA"
+
+
+def test_a_misspelt_or_untrained_method_is_said_with_what_there_is() -> None:
+    for name, message in [
+        ("studnet", "no method 'studnet': did you mean student? there are unguided, guided, .*mean-teacher-translated"),
+        ("x", "no method 'x': there are unguided"),
+        (7, "no method 7: there are"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
+            find_method(name)
+    with pytest.raises(UserError, match="^student was not trained there; trained are guided, mean-teacher$"):
+        find_method("student", ["guided", "mean teacher"])

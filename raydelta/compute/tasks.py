@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raydelta.compute.cluster import capacity
 from raydelta.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -13,16 +14,17 @@ Result = TypeVar("Result")
 
 
 def actor_pool(most: int) -> dict[str, Any]:
-    """What ``map_batches`` takes for a pool of at most so many actors: one on every GPU, or else on every CPU."""
-    import ray
+    """What ``map_batches`` takes for a pool of at most so many actors: one on every GPU, or else on every CPU.
+
+    What the autoscaler may start counts too: it starts what the actors ask for.
+    """
     from ray.data import ActorPoolStrategy
 
     # Ray Data's plans and warnings of progress bars would hide our progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+    gpus, cpus = (int(sum(node.get(kind, 0) for node in capacity())) for kind in ("GPU", "CPU"))
     return {
-        "compute": ActorPoolStrategy(size=min(gpus or cpus, most)),
+        "compute": ActorPoolStrategy(size=min(gpus or cpus or 1, most)),
         "num_gpus": 1 if gpus else 0,
         "num_cpus": 0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
     }

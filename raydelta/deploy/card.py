@@ -7,32 +7,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raydelta.data.shards import read_manifest
-from raydelta.deploy.model import Deployed
+import yaml
+
+from raydelta.deploy.network import Deployed
+from raydelta.recipes import short_name
 from raydelta.results.evaluate import count_labels, method_of
 from raydelta.results.table import Row, read_table
-from raydelta.storage import write_atomically
-from raydelta.training.job import Job
+from raydelta.storage import without_secrets, write_atomically
+from raydelta.training.job import Job, read_stage
 from raydelta.version import __version__
 
 USE = """\
 ```python
 import raydelta
-ids = raydelta.load("FOLDER")(images)            # uint8 (N, H, W, 3) RGB -> uint8 (N, H, W); .logits(images) too
+masks = raydelta.load("FOLDER")("photo.jpg")     # a path, Pillow image, uint8 array or tensor; .ids, .classes
+masks.save("overlay.png")
 
-import onnxruntime
-ids, logits = onnxruntime.InferenceSession("model.onnx").run(None, {"images": images.numpy()})
+import onnxruntime                               # images: uint8 (N, H, W, 3) RGB
+session = onnxruntime.InferenceSession("model.onnx")
+ids, logits = session.run(None, {"images": images})
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 
 import torch
-ids, logits = torch.export.load("model.pt2").module()(images)
+ids, logits = torch.export.load("model.pt2").module()(torch.from_numpy(images))
 ```"""
 
 
-def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], images: str, path: Path) -> None:
     """Write the card of a job's model.
 
     Args:
         checks: the fields of each ``export.Agreement``.
+        images: what the checks were made on, in words.
     """
     config, data = model.config, job.config.data
     train, validation = count_labels(job)
@@ -44,6 +50,7 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], p
         for c in checks
     )
     sections = [
+        f"---\n{yaml.safe_dump(_front_matter(job), sort_keys=False)}---",
         f"# {config.run}",
         f"Semantic segmentation of photographs: *{method_of(job)}*, made by raydelta {__version__}. "
         f"{parameters:,} parameters, fp32.",
@@ -60,8 +67,8 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], p
         f"Taxonomy {config.taxonomy.name}.",
         f"| id | class |\n| --- | --- |\n{classes}",
         "## Check of the export",
-        "Share of the pixels that get the same id as from the model in torch, by how much logits differ at most, and "
-        "median seconds of one image on one CPU thread of the machine that exported it.",
+        f"On {images}. Share of the pixels that get the same id as from the model in torch, by how much logits differ "
+        "at most, and median seconds of one image on one CPU thread of the machine that exported it.",
         f"| file | size | same ids | logits | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{checked}",
         "## Limits",
         f"- Trained on images of {data.width}×{data.height} pixels; a photograph is resized to that height in its own "
@@ -77,12 +84,41 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], p
     write_atomically(path, "\n\n".join(sections) + "\n")
 
 
+def _front_matter(job: Job) -> dict[str, Any]:
+    """What a model hub reads at the head of a card."""
+    head: dict[str, Any] = {
+        "library_name": "raydelta",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["semantic-segmentation", "onnx", short_name(method_of(job))],
+        "license": "other",
+        "license_name": "see-the-data-sets",
+    }
+    rows = find_rows(job)
+    if rows:
+        results = [
+            {
+                "task": {"type": "image-segmentation"},
+                "dataset": {"name": row.real, "type": short_name(row.real), "split": row.split},
+                "metrics": [{"type": "mean_iou", "value": round(row.miou / 100, 4)}],
+            }
+            for row in rows
+        ]
+        head["model-index"] = [{"name": job.directory.name, "results": results}]
+    return head
+
+
 def _data_table(job: Job) -> str:
     lines = ["| data set | domain | split | images | labelled |", "| --- | --- | --- | --- | --- |"]
-    for uri in (job.config.data.synthetic, job.config.data.real):
-        manifest = read_manifest(uri)
-        for name, split in manifest.splits.items():
-            lines.append(f"| {manifest.name} | {manifest.domain} | {name} | {split.rows} | {split.labelled} |")
+    stage = read_stage((job.members[-1] if job.recipe.members else job).directory) or {}
+    for domain in ("synthetic", "real"):
+        described = stage.get("data", {}).get(domain)
+        if described is None:  # a stage of an older version, or an expert, which knows no photographs
+            name = without_secrets(getattr(job.config.data, domain)).rpartition("/")[2]
+            lines.append(f"| {name} | {domain} | | | |")
+            continue
+        for name, split in described["splits"].items():
+            cells = (described["name"], described["domain"], name, split["images"], split["labelled"])
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

@@ -4,11 +4,12 @@ The folder appears whole or not at all.
 """
 
 import io
+import json
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,14 +22,20 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config
 
 from raydelta.data.prepare import evaluation_split
+from raydelta.data.reading import read_image
 from raydelta.data.shards import list_ids, read_manifest, read_rows
+from raydelta.data.simulator.scene import simulate
 from raydelta.deploy.card import write_card
-from raydelta.deploy.model import WEIGHTS, Deployed, build, load, save
+from raydelta.deploy.inputs import find_inputs
+from raydelta.deploy.network import WEIGHTS, Deployed, build, read_network, save
 from raydelta.errors import UserError
-from raydelta.training.job import find_job
+from raydelta.storage import is_remote
+from raydelta.training.job import Job, find_job
+from raydelta.version import __version__
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 CHECKED = 8  # photographs, at most
+SCALES = (1.0, 0.75)  # that they are checked at
 REQUIRED = 0.999  # share of the pixels on which an exported model has to say the same as load()
 
 
@@ -57,11 +64,23 @@ class _Program(nn.Module):
         return logits.max(1).indices.byte(), logits
 
 
-def export(run: Path, out: Path, method: str | None = None) -> list[Agreement]:
+@dataclass(frozen=True)
+class Exported:
+    """What was exported, and how it was checked."""
+
+    model: str  # the training that was exported
+    method: str | None  # its row of the table
+    images: str  # what the checks were made on, in words
+    checks: list[Agreement]
+
+
+def export(run: Path, out: Path, method: str | None = None, images: Sequence[str] = ()) -> Exported:
     """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
 
     Args:
         method: which row of a sweep; its best translator, if None.
+        images: photographs to check with, as ``raydelta predict`` takes them; if none, those of the run's data set
+            where it lies on this machine, else drawn street scenes.
 
     Raises:
         UserError: no finished training, the folder is there already, an extra is missing, or what was exported says
@@ -73,25 +92,33 @@ def export(run: Path, out: Path, method: str | None = None) -> list[Agreement]:
     _import_onnx()
     job = find_job(run, method)
     model = build(job)
-    sizes = [_photographs(job.config.data.real, scale) for scale in (1.0, 0.75)]
+    words, photographs = _photographs(job, images)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         beside.mkdir(parents=True)
         save(model, beside)
         _write_programs(model, beside)
-        checks = [check for images in sizes for check in _check(model, beside, images)]
-        write_card(job, model, [vars(check) for check in checks], beside / "README.md")
+        checks = [check for scale in SCALES for check in _check(model, beside, _stack(photographs, scale))]
+        write_card(job, model, [vars(check) for check in checks], words, beside / "README.md")
         beside.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return checks
+    return Exported(model.config.run, model.config.method, words, checks)
 
 
 def _write_programs(model: Deployed, folder: Path) -> None:
     """Trace once, for any number and size of photographs."""
-    dynamic = torch.export.Dim.DYNAMIC
+    config, dynamic = model.config, torch.export.Dim.DYNAMIC
+    metadata = {
+        "classes": json.dumps(config.taxonomy.classes),
+        "palette": json.dumps(config.taxonomy.palette),
+        "taxonomy": config.taxonomy.name,
+        "run": config.run,
+        "method": config.method or "",
+        "raydelta": __version__,
+    }
     example = torch.zeros(2, model.config.height + 9, 2 * model.config.width + 5, 3, dtype=torch.uint8)
     oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     # Oblivious: else sizes of 1 are taken for another program. Warnings are about the innards of the exporter.
@@ -101,7 +128,7 @@ def _write_programs(model: Deployed, folder: Path) -> None:
             program = torch.export.export(
                 _Program(model), (example,), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},), strict=False
             )
-            torch.export.save(program, folder / PROGRAM)
+            torch.export.save(program, folder / PROGRAM, extra_files={"classes.json": metadata["classes"]})
             names = {"input_names": ["images"], "output_names": ["ids", "logits"]}
             exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
         except Exception as error:  # the exporters know no common one; an architecture may not be traceable
@@ -111,16 +138,33 @@ def _write_programs(model: Deployed, folder: Path) -> None:
                 "raydelta.load and raydelta predict take it as it is"
             ) from error
     assert exported is not None
+    exported.model.metadata_props.update(metadata)
     exported.save(folder / ONNX)
 
 
-def _photographs(uri: str, scale: float) -> Tensor:
-    """The first photographs of a data set, of the size of the very first times ``scale``: uint8 (N, H, W, 3)."""
-    split = evaluation_split(read_manifest(uri)) or "train"
-    ids = [sample.id for sample in list_ids(uri, split)[:CHECKED]]
-    images = [Image.open(io.BytesIO(data)) for data in read_rows(uri, split, ids=ids)["image"].to_pylist()]
+def _photographs(job: Job, given: Sequence[str]) -> tuple[str, list[Image.Image]]:
+    """Photographs to check with, RGB, and what they are in words."""
+    if given:
+        found = [item for item in find_inputs(given)[0] if not item.is_video][:CHECKED]
+        if not found:
+            raise UserError(f"--images {' '.join(given)}: no photograph among them")
+        return f"{len(found)} given photographs", [read_image(item.address)[0] for item in found]
+    uri = job.config.data.real
+    # What a stage from elsewhere names is not opened, unless it lies here.
+    if not is_remote(uri) and Path(uri).is_dir():
+        split = evaluation_split(read_manifest(uri)) or "train"
+        ids = [sample.id for sample in list_ids(uri, split)[:CHECKED]]
+        rows = read_rows(uri, split, ids=ids)["image"].to_pylist()
+        return f"{len(rows)} photographs of the run's data set", [Image.open(io.BytesIO(data)) for data in rows]
+    size = {"width": 2 * job.config.data.width, "height": 2 * job.config.data.height}
+    drawn = [Image.fromarray(simulate(number, look="street", **size)[0]) for number in range(CHECKED)]
+    return f"{CHECKED} drawn street scenes, as the run's photographs do not lie on this machine", drawn
+
+
+def _stack(images: Sequence[Image.Image], scale: float) -> Tensor:
+    """Images of the size of the first one times ``scale``: uint8 (N, H, W, 3)."""
     width, height = (round(scale * pixels) for pixels in images[0].size)
-    return torch.from_numpy(np.stack([np.asarray(image.resize((width, height))) for image in images]))
+    return torch.from_numpy(np.stack([np.asarray(image.convert("RGB").resize((width, height))) for image in images]))
 
 
 def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
@@ -133,7 +177,7 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
     options = session.SessionOptions()
     options.intra_op_num_threads = 1
     onnx = session.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
-    again, threads = _Program(load(folder)), torch.get_num_threads()
+    again, threads = _Program(read_network(folder)), torch.get_num_threads()
     runs: dict[str, Callable[[Tensor], Any]] = {
         ONNX: lambda image: map(torch.from_numpy, onnx.run(["ids", "logits"], {"images": image.numpy()})),
         PROGRAM: program,

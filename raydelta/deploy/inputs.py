@@ -14,6 +14,7 @@ from raydelta.data.shards import BadItem, is_plain
 from raydelta.errors import UserError
 from raydelta.storage import absolute, is_remote, open_file_address, without_secrets
 
+LONGEST = 255  # bytes of a file's name, on the usual file systems
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
@@ -50,15 +51,24 @@ def find_inputs(given: Sequence[str]) -> tuple[list[Input], list[BadItem]]:
                     f"{without_secrets(address)} and {without_secrets(other.address)} would both become {item.name!r}: "
                     "give the folder that holds both, or predict them into two folders"
                 )
-            if is_plain(item.name):
+            if not is_plain(item.name):
+                bad.append(BadItem(address, "the name has characters that are not printable, or a backslash"))
+            elif len(f"{item.name.rpartition('/')[2]}.png".encode()) > LONGEST:
+                bad.append(BadItem(address, f"its mask's name would be longer than {LONGEST} bytes; rename it"))
+            else:
                 found[item.name] = item
                 videos |= {item.name} if item.is_video else set()
-            else:
-                bad.append(BadItem(address, "the name has characters that are not printable, or a backslash"))
     for name in found:
         inside = videos.intersection(parent.as_posix() for parent in Path(name).parents)
         if inside:
             raise UserError(f"{name}: lies in a folder named like the video {inside.pop()}; rename one of them")
+    for name, item in list(found.items()):
+        parents = (parent.as_posix() for parent in Path(name).parents)
+        taken = [p for p in parents if p.endswith(".png") and p.removesuffix(".png") in found]
+        if taken:
+            named = without_secrets(found[taken[0].removesuffix(".png")].address)
+            bad.append(BadItem(item.address, f"its folder is named like the mask of {named}; rename one of them"))
+            del found[name]
     if videos:
         _import_av()
     return sorted(found.values()), bad

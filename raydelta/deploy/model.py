@@ -1,173 +1,200 @@
-"""A trained job as one plain module: uint8 photographs of any size in, class ids out. fp32, no Ray, no data set.
+"""What ``raydelta.load`` returns: a model that takes photographs in whatever form, and the masks it makes."""
 
-An exported folder holds the same as ``config.yaml`` and ``model.safetensors``.
-"""
-
+import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import overload
 
-import safetensors
-import safetensors.torch
+import numpy as np
 import torch
-import torch.nn.functional as F
-import yaml
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from raydelta.config import GeneratorConfig, SegmenterConfig, read_yaml, validated
-from raydelta.data.augment import to_float
+from raydelta.data.reading import EIGHT_BIT, read_image
 from raydelta.data.taxonomy import Taxonomy
+from raydelta.deploy.network import Deployed, read_network
+from raydelta.deploy.windows import segment
 from raydelta.errors import UserError
-from raydelta.networks import Generator, build_segmenter
-from raydelta.networks.layers import freeze
-from raydelta.storage import write_atomically
-from raydelta.training.checkpoint import read_config
-from raydelta.training.job import Job, find_job
-from raydelta.training.trained import ensemble, load_segmenter, read_generator
+from raydelta.results.pictures import Pixels, colourise, overlay
+from raydelta.storage import absolute, write_atomically
 
-CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
-SMALLEST = 8  # pixels: at a quarter of it, the generator's reflection still has one to reflect
+KINDS = ("ids", "colour", "overlay")
+SOFTWARE = "raydelta"  # what our PNGs say they are made by
+Photograph = str | Path | Image.Image | NDArray[np.generic] | Tensor
 
 
-class ChainConfig(BaseModel):
-    """One segmenter, and R2S before it if its photographs are translated."""
+@dataclass(frozen=True)
+class Masks:
+    """The classes of a photograph's pixels, or of a batch of photographs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    segmenter: SegmenterConfig
-    generator: GeneratorConfig | None = None
-
-
-class DeployConfig(BaseModel):
-    """What a deployed model is made of; with the weights, all that it needs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str  # the name of the training
+    ids: NDArray[np.uint8] | Tensor  # (H, W), or (N, H, W) for a batch; a tensor if the photographs were one
+    photographs: Pixels  # (H, W, 3) or (N, H, W, 3)
     taxonomy: Taxonomy
-    width: int  # of the images that it was trained on, in pixels
-    height: int
-    chains: tuple[ChainConfig, ...]  # several: an ensemble
 
     @property
-    def multiple(self) -> int:
-        """What width and height of an image have to be multiples of inside."""
-        return max(4, *(2**chain.segmenter.depth for chain in self.chains))
+    def classes(self) -> tuple[str, ...]:
+        """The name of each id."""
+        return self.taxonomy.classes
+
+    def colour(self) -> Pixels:
+        """The palette's colours: (H, W, 3) or (N, H, W, 3)."""
+        return colourise(_as_array(self.ids), self.taxonomy)
+
+    def overlay(self, opacity: float = 0.5) -> Pixels:
+        """The palette's colours over the photographs: (H, W, 3) or (N, H, W, 3)."""
+        return overlay(self.photographs, _as_array(self.ids), self.taxonomy, opacity)
+
+    def save(self, path: str | Path, kind: str = "overlay") -> None:
+        """Write a picture; for a batch several, ``NAME-0.png``, ``NAME-1.png``, ….
+
+        Args:
+            path: its suffix is the format; ids are written as PNG only.
+            kind: ``overlay``, ``colour`` or ``ids`` (8-bit).
+
+        Raises:
+            UserError: another kind, or a format that Pillow cannot write or that would change the ids.
+        """
+        path = Path(path).expanduser()
+        if kind not in KINDS:
+            raise UserError(f"kind = {kind!r}: choose from {', '.join(KINDS)}")
+        if kind == "ids" and path.suffix.lower() != ".png":
+            raise UserError(f"{path}: ids are written as .png, other formats may change them")
+        pictures = {"ids": lambda: _as_array(self.ids), "colour": self.colour, "overlay": self.overlay}[kind]()
+        batch = self.ids.ndim == 3
+        for number, picture in enumerate(pictures if batch else [pictures]):
+            target = path.with_name(f"{path.stem}-{number}{path.suffix}") if batch else path
+            write_atomically(target, encode_picture(picture, target.suffix))
 
 
-class Chain(nn.Module):
-    """Images (N, 3, H, W) in [-1, 1] → logits (N, C, H, W)."""
+class LoadedModel:
+    """A trained model. Call it with photographs, get their masks.
 
-    def __init__(self, segmenter: nn.Module, generator: nn.Module | None) -> None:
-        super().__init__()
-        self.segmenter, self.generator = segmenter, generator
+    Attributes:
+        network: the plain ``torch.nn.Module`` inside: uint8 (N, H, W, 3) → uint8 (N, H, W), with ``.logits``.
+    """
 
-    def forward(self, images: Tensor) -> Tensor:
-        if self.generator is not None:
-            images = self.generator(images).clamp(-1, 1)
-        return self.segmenter(images)
+    def __init__(self, network: Deployed) -> None:
+        self.network = network
+
+    @property
+    def name(self) -> str:
+        """The training that it comes from."""
+        return self.network.config.run
+
+    @property
+    def method(self) -> str | None:
+        """Its row of the table; None if an older version exported it."""
+        return self.network.config.method
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each id."""
+        return self.network.config.taxonomy.classes
+
+    def to(self, device: str | torch.device) -> "LoadedModel":
+        """Move the model to a device; photographs may lie anywhere."""
+        self.network.to(device)
+        return self
+
+    @overload
+    def __call__(self, photographs: Photograph) -> Masks: ...
+
+    @overload
+    def __call__(self, photographs: list[Photograph] | tuple[Photograph, ...]) -> list[Masks]: ...
+
+    def __call__(self, photographs: Photograph | list[Photograph] | tuple[Photograph, ...]) -> Masks | list[Masks]:
+        """The masks of photographs, in their own size.
+
+        Args:
+            photographs: a path or address, a Pillow image, a uint8 array (H, W, 3) or (N, H, W, 3), or a uint8 tensor
+                of these shapes or (3, H, W) or (N, 3, H, W), RGB; or a list of any of them.
+
+        Returns:
+            ``Masks``; for a list, a list of them.
+
+        Raises:
+            UserError: a file cannot be read, or an array has another type or shape; the message says what to do.
+        """
+        if isinstance(photographs, list | tuple):
+            return [self(photograph) for photograph in photographs]
+        pixels = as_pixels(photographs)
+        batch = pixels.ndim == 4
+        found = segment(self.network, list(pixels if batch else pixels[None]))
+        ids = torch.stack(found) if batch else found[0]
+        if isinstance(photographs, Tensor):
+            return Masks(ids.to(photographs.device), pixels.cpu().numpy(), self.network.config.taxonomy)
+        return Masks(ids.cpu().numpy(), pixels.numpy(), self.network.config.taxonomy)
 
 
-class Deployed(nn.Module):
-    """Photographs uint8 (N, H, W, 3) of any size → ids uint8 (N, H, W); ``logits`` are there for whoever wants them."""
-
-    def __init__(self, config: DeployConfig, chains: list[Chain]) -> None:
-        super().__init__()
-        self.config, self.chains = config, nn.ModuleList(chains)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits(images).max(1).indices.byte()
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Photographs uint8 (N, H, W, 3) → logits (N, C, H, W)."""
-        return enlarge(self.networks(self.prepare(images)), *images.shape[1:3])
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Photographs uint8 (N, H, W, 3) → in [-1, 1], (N, 3, h, w), of the height that the networks know."""
-        height, width = images.shape[1:3]
-        size = target_size(self.config, height, width)
-        small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
-        return to_float(small)
-
-    def networks(self, images: Tensor) -> Tensor:
-        """Images (N, 3, h, w) in [-1, 1] → logits (N, C, h, w)."""
-        return self.chains[0](images) if len(self.chains) == 1 else ensemble(list(self.chains))(images)
-
-
-def target_size(config: DeployConfig, height: int, width: int) -> tuple[int, int]:
-    """Height and width that a photograph is resized to: the height of training, and its own aspect ratio."""
-    # Integers and sym_max, so that an exported program computes it anew for every size.
-    step = config.multiple
-    target = -(-max(config.height, SMALLEST) // step) * step
-    count: Any = torch.sym_max((2 * width * target + height * step) // (2 * height * step), -(-SMALLEST // step))
-    if torch.compiler.is_exporting():  # a plain unknown number, or the sizes of all layers become unwieldy
-        count = torch.scalar_tensor(count, dtype=torch.int64).item()
-        torch._check(count >= -(-SMALLEST // step))
-    return target, count * step
-
-
-def enlarge(logits: Tensor, height: int, width: int) -> Tensor:
-    """Logits (N, C, h, w) → (N, C, H, W)."""
-    return F.interpolate(logits, (height, width), mode="bilinear")
-
-
-def load(path: str | Path, method: str | None = None) -> Deployed:
+def load(path: str | Path, method: str | None = None) -> LoadedModel:
     """The model of a finished training, of a row of a sweep's table, or of an exported folder; on the CPU, in fp32.
 
+    Neither Ray nor the data set is needed.
+
     Args:
-        method: which row of a sweep (``guided``, ``student``, ``ensemble``, …); its best translator, if None.
+        method: which row of a sweep (``guided``, ``student``, ``ensemble-untranslated``, …); its best translator, if
+            None.
 
     Raises:
         UserError: the folder is none of these, or something of it is missing.
     """
-    path = Path(path).expanduser()
-    return _read_exported(path) if is_exported(path) and method is None else build(find_job(path, method))
+    return LoadedModel(read_network(path, method))
 
 
-def is_exported(path: Path) -> bool:
-    """Whether a folder is what ``raydelta export`` writes."""
-    return (path / WEIGHTS).exists()
+def as_pixels(photographs: Photograph) -> Tensor:
+    """uint8 RGB (H, W, 3) or (N, H, W, 3) of a photograph in any form; a tensor stays on its device.
 
-
-def build(job: Job) -> Deployed:
-    """The model of a finished job."""
-    taxonomy, data = job.taxonomy, job.config.data
-    settings, chains = [], []
-    for part in job.members if job.recipe.members else (job,):
-        translates = part.kind == "translator"
-        directory = part.expert if translates else part.directory
-        assert directory is not None
-        segmenter = read_config(directory / "checkpoint").segmenter.model_copy(update={"weights": None})
-        generator = read_generator(part.directory, "r2s_ema") if translates else None
-        settings.append(ChainConfig(segmenter=segmenter, generator=part.config.generator if translates else None))
-        chains.append(Chain(load_segmenter(directory, len(taxonomy)), generator))
-    config = DeployConfig(
-        run=job.directory.name, taxonomy=taxonomy, width=data.width, height=data.height, chains=tuple(settings)
+    Raises:
+        UserError: it cannot be read, or is no 8-bit RGB.
+    """
+    if isinstance(photographs, str | Path):
+        return torch.from_numpy(np.array(read_image(absolute(photographs))[0]))
+    if isinstance(photographs, Image.Image):
+        if photographs.mode not in EIGHT_BIT:
+            raise UserError(
+                f"the image has Pillow's mode {photographs.mode}; expected 8 bits per channel: "
+                "image.convert('RGB'), after scaling to 0..255"
+            )
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(photographs).convert("RGB")))
+    kind = str(photographs.dtype).removeprefix("torch.")
+    if kind != "uint8":
+        to = ".to(torch.uint8)" if isinstance(photographs, Tensor) else ".astype('uint8')"
+        scale = "(255 * images).round()" if "float" in kind else "images"
+        raise UserError(f"images have the type {kind}; expected uint8, 0 to 255: if 0 to 1, {scale}{to}")
+    pixels = photographs if isinstance(photographs, Tensor) else torch.from_numpy(np.ascontiguousarray(photographs))
+    if pixels.ndim not in (3, 4) or not all(pixels.shape):
+        raise UserError(f"images have the shape {tuple(pixels.shape)}; expected RGB, (H, W, 3) or (N, H, W, 3)")
+    if pixels.shape[-1] == 3:
+        return pixels
+    if isinstance(photographs, Tensor) and pixels.shape[-3] == 3:
+        return pixels.movedim(-3, -1)
+    hint = {1: "repeat the grey channel three times", 4: "leave the transparency out: images[..., :3]"}
+    channels = pixels.shape[-1]
+    raise UserError(
+        f"images have the shape {tuple(pixels.shape)}; expected RGB, (H, W, 3) or (N, H, W, 3)"
+        + (f": {hint[channels]}" if channels in hint else "")
     )
-    return _ready(Deployed(config, chains))
 
 
-def save(model: Deployed, folder: Path) -> None:
-    """Write what ``load`` reads."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(weights))
-    write_atomically(folder / CONFIG, yaml.safe_dump(model.config.model_dump(mode="json"), sort_keys=False))
+def encode_picture(picture: Pixels, suffix: str = ".png") -> bytes:
+    """A picture as a file of the format that the suffix stands for.
 
-
-def _read_exported(path: Path) -> Deployed:
-    config = validated(DeployConfig, read_yaml(path / CONFIG), str(path / CONFIG))
-    chains = []
-    for chain in config.chains:
-        generator = Generator(chain.generator) if chain.generator else None
-        chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy), pretrained=False), generator))
-    model = Deployed(config, chains)
+    Raises:
+        UserError: Pillow knows no such format.
+    """
+    content, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", SOFTWARE)
+    kind = Image.registered_extensions().get(suffix.lower())
     try:
-        model.load_state_dict(safetensors.torch.load_file(path / WEIGHTS))
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path / WEIGHTS}: damaged, or not of {CONFIG} beside it; export again: {error}") from error
-    return _ready(model)
+        if kind is None:
+            raise KeyError(suffix)
+        Image.fromarray(picture).save(content, kind, **({"pnginfo": info} if kind == "PNG" else {}))
+    except (KeyError, OSError, ValueError) as error:
+        raise UserError(f"{suffix or 'no suffix'}: Pillow writes no such pictures; take .png or .jpg") from error
+    return content.getvalue()
 
 
-def _ready(model: Deployed) -> Deployed:
-    freeze(model)
-    return model
+def _as_array(ids: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
+    return ids.cpu().numpy() if isinstance(ids, Tensor) else ids

@@ -1,115 +1,201 @@
-"""``raydelta predict``: masks for photographs and videos, with a trained model, over an actor pool of Ray Data.
+"""``raydelta predict``: masks for photographs and videos, with a trained model.
 
-The actors read, predict and write; the driver learns only what became of each input. A mask is there whole or not at
+A few photographs are predicted in this process. More, and videos, go through a Ray Data pipeline: read on CPUs →
+segment on GPUs (or CPUs) → write on CPUs, where no stage waits for another's files. A mask is there whole or not at
 all, so a run that was killed goes on where it was.
 """
 
 import csv
+import errno
 import io
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby, islice
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from raydelta.compute.cluster import ensure_ray
 from raydelta.compute.tasks import actor_pool, cause_of
 from raydelta.data.reading import read_image
 from raydelta.data.shards import BadItem
 from raydelta.data.tables import values_in
+from raydelta.data.taxonomy import Taxonomy
 from raydelta.deploy.inputs import Input, find_inputs, read_frames
-from raydelta.deploy.model import SMALLEST, Deployed, enlarge, load
+from raydelta.deploy.model import KINDS, SOFTWARE, encode_picture
+from raydelta.deploy.network import SMALLEST, Deployed, read_network
+from raydelta.deploy.windows import BATCH, segment
 from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.results.pictures import Pixels, colourise, overlay
-from raydelta.storage import absolute, without_secrets, write_atomically
+from raydelta.storage import absolute, is_remote, without_secrets, write_atomically
 
-KINDS = ("ids", "colour", "overlay")
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
 MANIFEST = "predict.json"
-BATCH = 8
+FEW = 16  # photographs that are predicted in this process: starting Ray would take longer
 BLOCKS = 1000  # tasks of Ray Data, at most
-THREADS = 4  # of an actor, to read and write files beside the networks
-STRIP = 64  # rows of a photograph whose logits are there at once
+THREADS = 4  # to read and write files beside the networks, in this process
+TASK_CPUS = 0.5  # of a task that reads or writes
+NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EILSEQ, errno.EINVAL}
+"""What the file system has against one name; anything else concerns all files."""
 
 
 @dataclass(frozen=True)
 class Predicted:
     """What became of the inputs."""
 
-    directory: Path
+    model: str  # the training that was used
+    method: str | None  # its row of the table
+    directory: Path | None  # of the masks; None: they lie beside the photographs
     images: int  # masks written now, frames of videos included
     before: int  # inputs that were done already
     skipped: list[tuple[str, str]]  # file, reason
     void: list[str]  # classes that the asked-for taxonomy lacks
+    written: list[Path] = field(default_factory=list)  # beside the photographs
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every stage has to know."""
+
+    run: Path
+    method: str | None
+    out: Path | None  # None: beside the photographs
+    kinds: tuple[str, ...]
+    taxonomy: Taxonomy  # of the model
+    values: tuple[int, ...]  # written for each of its ids
+    window: tuple[int, int] | None
+    batch: int
+
+    def files(self, name: str) -> list[Path]:
+        """The pictures of an input, one for each kind."""
+        if self.out is None:
+            return [Path(f"{name}-{kind}.png") for kind in self.kinds]
+        return [self.out / kind / f"{name}.png" for kind in self.kinds]
+
+    def is_done(self, name: str) -> bool:
+        """Whether all of its pictures are there."""
+        return self.out is not None and all(path.exists() for path in self.files(name))
+
+
+class Frame(TypedDict):
+    """A photograph or the frame of a video on its way through the stages; Ray Data carries it as a row."""
+
+    name: str
+    file: str
+    image: bytes  # uint8 RGB, height × width × 3; empty: nothing to predict
+    mask: bytes  # uint8 ids, height × width, once predicted
+    height: int
+    width: int
+    last: bool  # of its input
+    reason: str  # why it is skipped
 
 
 def predict(
     run: Path,
     inputs: Sequence[str],
-    out: Path,
+    out: Path | None = None,
     *,
     method: str | None = None,
     taxonomy: str | None = None,
-    kinds: Sequence[str] = ("ids",),
+    kinds: Sequence[str] | None = None,
     batch: int = BATCH,
     window: tuple[int, int] | None = None,
 ) -> Predicted:
-    """Write ``KIND/NAME.png`` for every input, in its own size, and ``skipped.csv`` for what could not be read.
+    """Write ``OUT/KIND/NAME.png`` for every input, in its own size, and ``skipped.csv`` for what could not be read.
 
     Args:
         run: directory of a training or of a sweep, or an exported folder.
         inputs: files, folders, globs and addresses.
+        out: directory to write; None writes ``PHOTO-KIND.png`` beside each photograph, which has to be a local file.
         method: which row of a sweep; its best translator, if None.
         taxonomy: whose ids are written; the run's own, if None.
+        kinds: of ``KINDS``; if None, ``ids``, or ``overlay`` beside photographs.
         window: width and height, in pixels of the resized image, of what is predicted at once; larger images are
-            predicted in overlapping windows. Twice those of training, if None.
+            predicted in overlapping windows. Twice the size of training, if None.
 
     Raises:
-        UserError: bad input, or ``out`` holds something else.
+        UserError: bad input, ``out`` holds something else, or nothing can be written.
     """
+    kinds = tuple(kinds if kinds is not None else ("ids",) if out else ("overlay",))
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange or not kinds:
         raise UserError(f"kinds = {','.join(kinds)!r}: choose of {', '.join(KINDS)}, with commas between")
-    model = load(run, method)
-    if window is not None and min(window) < max(SMALLEST, model.config.multiple):
-        raise UserError(
-            f"window = {window[0]}x{window[1]}: at least {max(SMALLEST, model.config.multiple)} pixels each"
-        )
-    values, void = values_in(taxonomy, model.config.taxonomy) if taxonomy else (list(range(256)), [])
+    network = read_network(run, method)
+    config = network.config
+    if window is not None and min(window) < max(SMALLEST, config.multiple):
+        raise UserError(f"window = {window[0]}x{window[1]}: at least {max(SMALLEST, config.multiple)} pixels each")
+    values, void = values_in(taxonomy, config.taxonomy) if taxonomy else (list(range(256)), [])
+    if out is None:
+        _check_beside(inputs)
     found, bad = find_inputs(inputs)
-    out = out.expanduser().resolve()
-    settings = {
-        "run": str(run.expanduser().resolve()),
-        "model": model.config.run,
-        "inputs": [without_secrets(absolute(source)) for source in inputs],
-        "taxonomy": taxonomy or model.config.taxonomy.name,
-        "values": dict(zip(model.config.taxonomy.classes, values, strict=False)),
-        "kinds": list(kinds),
-        "window": list(window) if window else None,
-    }
-    _claim(out, settings)
-    left = [item for item in found if item.is_video or not all(p.exists() for p in _files(out, kinds, item.name))]
-    predictor = (
+    task = Task(
         run.expanduser().resolve(),
         method,
-        out,
-        tuple(kinds),
-        values,
-        window or (2 * model.config.width, 2 * model.config.height),
+        out.expanduser().resolve() if out else None,
+        kinds,
+        config.taxonomy,
+        tuple(values),
+        window,
         batch,
     )
-    images, skipped = _predict_on_ray(predictor, left, batch) if left else (0, [])
-    skipped = sorted([*skipped, *((item.file, item.rule) for item in bad)])
-    _write_skipped(out, skipped)
-    return Predicted(out, images, len(found) - len(left), skipped, void)
+    if task.out is not None:
+        settings = {
+            "model": config.run,
+            "inputs": [without_secrets(absolute(source)) for source in inputs],
+            "taxonomy": taxonomy or config.taxonomy.name,
+            "values": dict(zip(config.taxonomy.classes, values, strict=False)),
+            "kinds": list(kinds),
+            "window": list(window) if window else None,
+        }
+        _claim(task.out, settings)
+    else:
+        found = [Input(item.address.rpartition(".")[0], item.address) for item in found]
+        for item in found:
+            _refuse_foreign(task.files(item.name))
+    left = [item for item in found if item.is_video or not task.is_done(item.name)]
+    images, skipped = 0, list[tuple[str, str]]()
+    if left:
+        few = len(left) <= FEW and not any(item.is_video for item in left)
+        results = predict_here(network, left, task) if few else _predict_on_ray(left, task)
+        images, skipped = _follow(results, len(left))
+    reasons = dict([*skipped, *((item.file, item.rule) for item in bad)])
+    if task.out is not None:
+        _write_skipped(task.out, sorted(reasons.items()))
+    written = [path for item in found for path in task.files(item.name) if task.out is None and path.exists()]
+    return Predicted(
+        config.run, config.method, task.out, images, len(found) - len(left), sorted(reasons.items()), void, written
+    )
+
+
+def _check_beside(inputs: Sequence[str]) -> None:
+    for source in inputs:
+        path = Path(source).expanduser()
+        if is_remote(source) or path.is_dir() or (not path.exists() and set("*?[") & set(source)):
+            raise UserError(f"{without_secrets(source)}: no single photograph; say with --out where the masks shall go")
+        if Input("", source).is_video:
+            raise UserError(f"{source}: a video; say with --out where the masks of its frames shall go")
+
+
+def _refuse_foreign(paths: Sequence[Path]) -> None:
+    """A picture beside a photograph is only replaced by another of ours."""
+    for path in paths:
+        if path.exists():
+            try:
+                with Image.open(path) as picture:
+                    ours = picture.info.get("Software") == SOFTWARE
+            except (OSError, ValueError):
+                ours = False
+            if not ours:
+                raise UserError(f"{path}: is there already, and not from raydelta; rename it, or give --out")
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -129,158 +215,142 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         write_atomically(manifest, json.dumps(settings, indent=1))
 
 
-def _files(out: Path, kinds: Iterable[str], name: str) -> list[Path]:
-    return [out / kind / f"{name}.png" for kind in kinds]
+def _follow(results: Iterator[Frame], total: int) -> tuple[int, list[tuple[str, str]]]:
+    """Show progress; images that were written, and what was skipped."""
+    progress, start, done, images, skipped = Progress("predict"), time.monotonic(), 0, 0, list[tuple[str, str]]()
+    for frame in results:
+        done += frame["last"]
+        images += bool(frame["mask"])
+        if frame["reason"]:
+            skipped.append((frame["file"], frame["reason"]))
+        progress.update(done, total, f"inputs, {images / (time.monotonic() - start):.1f} images/s")
+    progress.finish(f"{images} images, {len(skipped)} inputs skipped")
+    return images, skipped
 
 
-def _predict_on_ray(predictor: tuple, items: Sequence[Input], batch: int) -> tuple[int, list[tuple[str, str]]]:
+def predict_here(network: Deployed, items: Sequence[Input], task: Task) -> Iterator[Frame]:
+    """All stages in this process."""
+    segmenter = Segmenter(task, network)
+    with ThreadPoolExecutor(THREADS) as files:
+        for start in range(0, len(items), task.batch):
+            chunk = items[start : start + task.batch]
+            frames = list(files.map(lambda item: next(read_frames_of(item, task)), chunk))
+            yield from files.map(partial(write_frame, task=task), segmenter.segment(frames))
+
+
+def _predict_on_ray(items: Sequence[Input], task: Task) -> Iterator[Frame]:
+    """The same stages side by side on the cluster."""
     ensure_ray()
     import ray
 
-    rows = [{"name": item.name, "address": item.address} for item in items]
-    blocks = min(BLOCKS, -(-len(rows) // batch))
-    results = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
-        Predictor, fn_constructor_args=predictor, batch_size=batch, **actor_pool(blocks)
-    )
-    progress, start, done, images, skipped = Progress("predict"), time.monotonic(), 0, 0, list[tuple[str, str]]()
+    results = pipeline(items, task, Segmenter)
     try:
-        for found in results.iter_batches(batch_size=None, batch_format="numpy"):
-            done += len(found["name"])
-            images += int(found["images"].sum())
-            skipped += [(f, r) for f, r in zip(found["file"].tolist(), found["reason"].tolist(), strict=True) if r]
-            progress.update(done, len(rows), f"inputs, {images / (time.monotonic() - start):.1f} images/s")
+        yield from results.iter_rows()
     except ray.exceptions.RayError as error:
         raise cause_of(error) from None
-    progress.finish(f"{images} images, {len(skipped)} inputs skipped")
-    return images, skipped
+
+
+def pipeline(items: Sequence[Input], task: Task, segmenter: type) -> "Dataset":
+    """Inputs → their frames, written, without their pixels. Nothing runs before it is iterated over.
+
+    Args:
+        segmenter: takes the task; its instances take and return batches of frames, and live on a GPU each (or a CPU).
+    """
+    import ray
+
+    blocks = min(BLOCKS, -(-len(items) // task.batch))
+    rows = ray.data.from_items([item._asdict() for item in items], override_num_blocks=blocks)
+    return (
+        rows.flat_map(lambda row: read_frames_of(Input(**row), task), num_cpus=TASK_CPUS)
+        .map_batches(segmenter, fn_constructor_args=(task,), batch_size=task.batch, **actor_pool(blocks))
+        .map(partial(write_frame, task=task), num_cpus=TASK_CPUS)
+    )
+
+
+def read_frames_of(item: Input, task: Task) -> Iterator[Frame]:
+    """The frames of an input that have no masks yet; the last row says that it is the last, and why it was skipped."""
+    reason, file = "", without_secrets(item.address)
+    try:
+        if not item.is_video:
+            yield _frame(item.name, file, np.asarray(read_image(item.address)[0]), last=True)
+            return
+        for number, image in enumerate(read_frames(item.address), 1):
+            name = f"{item.name}/{number:06}"
+            if not task.is_done(name):
+                yield _frame(name, file, image)
+    except UserError as error:
+        reason = error.rule if isinstance(error, BadItem) else str(error)
+    yield _frame(item.name, file, last=True, reason=reason)
+
+
+def _frame(name: str, file: str, image: Pixels | None = None, last: bool = False, reason: str = "") -> Frame:
+    height, width = image.shape[:2] if image is not None else (0, 0)
+    pixels = image.tobytes() if image is not None else b""
+    return Frame(name=name, file=file, image=pixels, mask=b"", height=height, width=width, last=last, reason=reason)
+
+
+class Segmenter:
+    """The stage between reading and writing: an actor with the model."""
+
+    def __init__(self, task: Task, network: Deployed | None = None) -> None:
+        if network is None:
+            torch.set_num_threads(1)  # there is an actor for every CPU
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = (network or read_network(task.run, task.method)).to(self.device)
+        self.task, self.keeps_image = task, "overlay" in task.kinds
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list]]:
+        names = list(batch)
+        frames: Any = [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+        for frame in self.segment(frames):
+            yield {name: [value] for name, value in frame.items()}  # one by one: a column ends at 2 GiB
+
+    def segment(self, frames: Sequence[Frame]) -> list[Frame]:
+        """The frames with their masks."""
+        full = [frame for frame in frames if frame["image"]]
+        images = [
+            torch.from_numpy(np.frombuffer(frame["image"], np.uint8).reshape(frame["height"], frame["width"], 3).copy())
+            for frame in full
+        ]
+        masks = iter(segment(self.network, images, self.task.window, self.task.batch))
+        return [
+            frame
+            if not frame["image"]
+            else frame
+            | {"mask": next(masks).cpu().numpy().tobytes(), "image": frame["image"] if self.keeps_image else b""}
+            for frame in frames
+        ]
+
+
+def write_frame(frame: Frame, task: Task) -> Frame:
+    """Write the pictures of a frame; returned without its pixels.
+
+    Raises:
+        UserError: nothing can be written there; what concerns this name alone is a reason to skip it.
+    """
+    reason, done = frame["reason"], b""
+    if frame["mask"]:
+        shape = frame["height"], frame["width"]
+        mask = np.frombuffer(frame["mask"], np.uint8).reshape(shape)
+        try:
+            for kind, path in zip(task.kinds, task.files(frame["name"]), strict=True):
+                if kind == "ids":
+                    picture = np.array(task.values, dtype=np.uint8)[mask]
+                elif kind == "colour":
+                    picture = colourise(mask, task.taxonomy)
+                else:
+                    picture = overlay(np.frombuffer(frame["image"], np.uint8).reshape(*shape, 3), mask, task.taxonomy)
+                write_atomically(path, encode_picture(picture))
+            done = b"1"
+        except UserError as error:
+            cause = error.__cause__
+            if not (isinstance(cause, OSError) and cause.errno in NAME_ERRORS):
+                raise
+            reason = str(error)
+    return frame | {"image": b"", "mask": done, "reason": reason}
 
 
 def _write_skipped(out: Path, skipped: Sequence[tuple[str, str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *skipped])
     write_atomically(out / "skipped.csv", text.getvalue())
-
-
-def _read(address: str) -> Pixels:
-    return np.asarray(read_image(address)[0])
-
-
-class Predictor:
-    """An actor of the pool: names and addresses → masks in the folder, and what became of each."""
-
-    def __init__(
-        self,
-        run: Path,
-        method: str | None,
-        out: Path,
-        kinds: tuple[str, ...],
-        values: Sequence[int],
-        window: tuple[int, int],
-        batch: int,
-    ) -> None:
-        torch.set_num_threads(1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.window, self.batch = load(run, method).to(self.device), window, batch
-        self.out, self.kinds, self.values = out, kinds, np.array(values, dtype=np.uint8)
-        self.files = ThreadPoolExecutor(THREADS)
-
-    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
-        items = [Input(*row) for row in zip(rows["name"].tolist(), rows["address"].tolist(), strict=True)]
-        reasons, counts = dict.fromkeys(items, ""), dict.fromkeys(items, 0)
-        reading = {item: self.files.submit(_read, item.address) for item in items if not item.is_video}
-        images = []
-        for item in items:
-            try:
-                if item.is_video:
-                    counts[item] = self._predict_video(item)
-                else:
-                    images.append((item.name, reading[item].result()))
-                    counts[item] = 1
-            except UserError as error:
-                reasons[item] = error.rule if isinstance(error, BadItem) else str(error)
-        self._predict(images)
-        return {
-            "name": [item.name for item in items],
-            "file": [without_secrets(item.address) for item in items],
-            "reason": list(reasons.values()),
-            "images": list(counts.values()),
-        }
-
-    def _predict_video(self, item: Input) -> int:
-        """Masks of a video's frames, those that are there already but decoded; how many were written."""
-        numbered = enumerate(read_frames(item.address), 1)
-        named = ((f"{item.name}/{number:06}", frame) for number, frame in numbered)
-        fresh = (pair for pair in named if not all(p.exists() for p in _files(self.out, self.kinds, pair[0])))
-        written = 0
-        while chunk := list(islice(fresh, self.batch)):
-            self._predict(chunk)
-            written += len(chunk)
-        return written
-
-    def _predict(self, images: Sequence[tuple[str, Pixels]]) -> None:
-        ordered, writing = sorted(images, key=lambda pair: pair[1].shape), []
-        for shape, group in groupby(ordered, key=lambda pair: pair[1].shape):
-            alike = list(group)
-            with torch.inference_mode():
-                # One by one what is as large as a photograph.
-                small = [self.model.prepare(torch.from_numpy(image.copy())[None].to(self.device)) for _, image in alike]
-                logits = predict_windows(self.model, torch.cat(small), self.window)
-                for (name, image), each in zip(alike, logits, strict=True):
-                    mask = enlarged_ids(each, *shape[:2]).cpu().numpy()
-                    writing.append(self.files.submit(self._write, name, image, mask))
-        for written in writing:
-            written.result()
-
-    def _write(self, name: str, image: Pixels, mask: Pixels) -> None:
-        taxonomy = self.model.config.taxonomy
-        for kind, path in zip(self.kinds, _files(self.out, self.kinds, name), strict=True):
-            if kind == "ids":
-                picture = self.values[mask]
-            else:
-                picture = colourise(mask, taxonomy) if kind == "colour" else overlay(image, mask, taxonomy)
-            content = io.BytesIO()
-            Image.fromarray(picture).save(content, "PNG")
-            write_atomically(path, content.getvalue())
-
-
-def predict_windows(model: Deployed, images: Tensor, window: tuple[int, int]) -> Tensor:
-    """Logits (N, C, h, w) of images (N, 3, h, w) in [-1, 1], where they are larger than the window in overlapping ones.
-
-    Neighbours overlap by half or more, and each counts the less the nearer its border is.
-    """
-    step = model.config.multiple
-    high, wide = (min(size, -(-most // step) * step) for size, most in zip(images.shape[2:], window[::-1], strict=True))
-    if (high, wide) == images.shape[2:]:
-        return model.networks(images)
-    weight = _tent(high, images)[:, None] * _tent(wide, images)
-    total = images.new_zeros(len(images), len(model.config.taxonomy), *images.shape[2:])
-    summed = images.new_zeros(images.shape[2:])
-    for top in _starts(images.shape[2], high):
-        for left in _starts(images.shape[3], wide):
-            place = ..., slice(top, top + high), slice(left, left + wide)
-            total[place] += model.networks(images[place]) * weight
-            summed[place] += weight
-    return total / summed
-
-
-def enlarged_ids(logits: Tensor, height: int, width: int) -> Tensor:
-    """Ids uint8 (H, W) of logits (C, h, w) that are enlarged to that size, a strip at a time: whole, they would take
-    4 C bytes per pixel of a photograph."""
-    rows = (torch.arange(height, device=logits.device) + 0.5) * (logits.shape[1] / height) - 0.5
-    rows = rows.clamp(0, logits.shape[1] - 1)
-    strips = []
-    for strip in rows.split(STRIP):
-        above = strip.floor().long()
-        below = (above + 1).clamp(max=logits.shape[1] - 1)
-        between = torch.lerp(logits[:, above], logits[:, below], (strip - above)[:, None].to(logits.dtype))
-        strips.append(enlarge(between[None], len(strip), width).max(1).indices[0].byte())
-    return torch.cat(strips)
-
-
-def _tent(size: int, like: Tensor) -> Tensor:
-    ramp = torch.arange(1, size + 1, dtype=like.dtype, device=like.device)
-    return torch.minimum(ramp, ramp.flip(0))
-
-
-def _starts(size: int, window: int) -> list[int]:
-    return [*range(0, size - window, window // 2), size - window]

@@ -16,7 +16,7 @@ from raydelta.data.labels import check_bought, choose_labels
 from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
-from raydelta.recipes import METHODS, RECIPES, UNGUIDED, Kind, Recipe
+from raydelta.recipes import METHODS, RECIPES, UNGUIDED, Kind, Recipe, find_method
 from raydelta.storage import fingerprint, write_atomically
 from raydelta.training import checkpoint
 
@@ -174,7 +174,7 @@ def read_job(directory: Path) -> Job:
         raise UserError(f"{directory}: its images were normalised in another way; a newer raydelta reads it")
     beside: dict[str, Path] = {}
     named = [stage.get(kind) for kind in ("expert", "translator", "student")] + list(stage.get("members") or ())
-    if not all(name is None or (isinstance(name, str) and is_plain(name) and "/" not in name) for name in named):
+    if not all(name is None or _is_beside(name) for name in named):
         raise UserError(f"{directory}: its stage.json names what does not lie beside it; not read")
     for kind in ("expert", "translator", "student"):
         if stage.get(kind):
@@ -192,36 +192,127 @@ def read_job(directory: Path) -> Job:
     )
 
 
+def _is_beside(name: object) -> bool:
+    """Whether a name leads to a directory beside, and nowhere else."""
+    return isinstance(name, str) and is_plain(name) and "/" not in name
+
+
+BEST, METHOD_STAGES = "best.yaml", "methods.json"
+EXPERT_ROW, DEFAULT_ROW = "synthetic only", "guided"
+
+
+def record_methods(directory: Path, config: Config, runs: Path) -> None:
+    """Write into a sweep's directory which stages its methods are, so that they are found where the data is not."""
+    write_atomically(directory / METHOD_STAGES, json.dumps(_name_methods(config, runs), indent=1))
+
+
+def _name_methods(config: Config, runs: Path) -> dict[str, dict[str, Any]]:
+    """Method → the name of its stage, and those of its members if it is an ensemble."""
+    expert = make_job("expert", config, runs).directory
+    named: dict[str, dict[str, Any]] = {EXPERT_ROW: {"stage": expert.name, "members": []}}
+    for name, method in METHODS.items():
+        job = make_job(method.kind, override(config, method.overrides), runs, expert)
+        members = [member.directory.name for member in job.members] if job.recipe.members else []
+        named[name] = {"stage": job.directory.name, "members": members}
+    return named
+
+
 def find_job(run: Path, method: str | None = None) -> Job:
     """The job of a finished training, or of a row of a sweep's table with the best trial's settings.
 
     Args:
-        method: which row of a sweep, one of ``METHODS``; its best translator, if None.
+        method: which row of a sweep, as ``find_method`` takes it; ``DEFAULT_ROW``, if None.
 
     Raises:
         UserError: the directory is neither, or the sweep has not trained that row.
     """
-    if not (run / "best.yaml").exists():
+    if not (run / BEST).exists():
         if method is not None:
             raise UserError(f"{run}: not a sweep, so it has no row {method!r}; leave --method out")
         return read_job(run)
-    row = METHODS.get(method or "guided")
-    if row is None:
-        raise UserError(f"--method {method!r}: choose of {', '.join(METHODS)}")
-    config, runs = load_config(file=run / "best.yaml"), run.resolve().parent
-    job = make_job(row.kind, override(config, row.overrides), runs, make_job("expert", config, runs).directory)
-    if not job.recipe.members:
-        return read_job(job.directory)
-    missing = [part.directory.name for part in job.members if not part.done]
-    if missing:
-        raise UserError(f"{run}: its {method} is not there, as {' and '.join(missing)} was not trained")
-    return job
+    runs = run.resolve().parent
+    trained = {
+        name: named
+        for name, named in _read_methods(run).items()
+        if all(read_stage(runs / part) is not None for part in named["members"] or [named["stage"]])
+    }
+    try:
+        found = find_method(method or DEFAULT_ROW, trained)
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from None
+    named = trained[found]
+    if not named["members"]:
+        return read_job(runs / named["stage"])
+    members = tuple(read_job(runs / name) for name in named["members"])
+    return Job(
+        kind=METHODS[found].kind,
+        config=load_config(file=run / BEST),
+        directory=runs / named["stage"],
+        expert=members[0].expert,
+        members=members,
+    )
+
+
+def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
+    """What ``record_methods`` wrote; for an older sweep, from its config and its data sets.
+
+    Raises:
+        UserError: the file is damaged, or the data sets of an older sweep are gone.
+    """
+    path = run / METHOD_STAGES
+    if path.exists():
+        try:
+            named = json.loads(path.read_text())
+            parts = [part for entry in named.values() for part in (entry["stage"], *entry["members"])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged; name one of the trainings beside {run} instead: {error}") from error
+        if not all(map(_is_beside, parts)):
+            raise UserError(f"{path}: names what does not lie beside {run}; not read")
+        return named
+    try:
+        return _name_methods(load_config(file=run / BEST), run.resolve().parent)
+    except UserError as error:
+        raise UserError(
+            f"{run}: a sweep of an older version, whose models are found by its data sets: {error}; bring them there, "
+            f"or name a training in {run.resolve().parent} instead"
+        ) from error
+
+
+LATEST = "latest"
+
+
+def locate_run(run: str, runs: Path) -> Path:
+    """The directory that a command line names; ``latest`` is the newest in the runs directory."""
+    return find_latest(runs) if run == LATEST and not Path(run).exists() else Path(run)
+
+
+def find_latest(runs: Path) -> Path:
+    """The newest finished sweep or training in a runs directory; what belongs to a sweep stands behind it.
+
+    Raises:
+        UserError: there is none.
+    """
+    sweeps = [path.parent for path in runs.glob(f"*/{BEST}")]
+    inside = {
+        named
+        for sweep in sweeps
+        if (sweep / METHOD_STAGES).exists()
+        for entry in _read_methods(sweep).values()
+        for named in (entry["stage"], *entry["members"])
+    }
+    found = [path for path in runs.glob(f"*/{STAGE}") if path.parent.name not in inside]
+    found += [sweep / BEST for sweep in sweeps]
+    if not found:
+        raise UserError(f"{runs}: no finished sweep or training there; name a run, or say with --runs where they are")
+    return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
 def label_ids(job: Job) -> tuple[list[str], list[str]]:
     """The ids behind the job's label budget: training, validation."""
     if job.kind == "expert":
         return [], []
+    if job.recipe.members:  # has no stage, and the labels of its members
+        return label_ids(job.members[-1])
     stage = read_stage(job.directory)
     if stage is not None:
         return stage["labels_train"], stage["labels_val"]

@@ -12,6 +12,7 @@ from typing import Any
 from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import Place, find_place
 from raydelta.data.augment import NORMALISATION
+from raydelta.data.shards import read_manifest
 from raydelta.data.streams import TrainingSet
 from raydelta.storage import exclusive, patiently, replace_directory, write_atomically
 from raydelta.training.assemble import assemble, open_large_sets
@@ -72,11 +73,13 @@ def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) ->
     if checkpoint is None or metrics["step"] < metrics["steps"] or job.done:
         return
     train_ids, validation_ids = label_ids(job)
+    domains = ("synthetic",) if job.kind == "expert" else ("synthetic", "real")
     manifest = {
         "kind": job.kind,
         "taxonomy": job.taxonomy.model_dump(mode="json"),
         "size": [job.config.data.width, job.config.data.height],
         "normalisation": NORMALISATION,
+        "data": {domain: _describe(getattr(job.config.data, domain)) for domain in domains},
         "metrics": metrics,
         "labels_train": train_ids,
         "labels_val": validation_ids,
@@ -92,6 +95,13 @@ def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) ->
         complete_stage(job.directory, manifest)
 
     patiently(job.directory.parent, publish)
+
+
+def _describe(uri: str) -> dict[str, Any]:
+    """What a model card says of a data set."""
+    manifest = read_manifest(uri)
+    splits = {name: {"images": split.rows, "labelled": split.labelled} for name, split in manifest.splits.items()}
+    return {"name": manifest.name, "domain": manifest.domain, "splits": splits}
 
 
 def working_directory(job: Job) -> Path:

@@ -115,7 +115,7 @@ def _sweep_and_compare(
     from raydelta.results.report import write_report
     from raydelta.selection.replay import draw_choices, replay
     from raydelta.training.assemble import open_large_sets
-    from raydelta.training.job import Job, make_job
+    from raydelta.training.job import Job, make_job, record_methods
 
     config = override(config, {"compute.workers": space.resources.workers})
     decides = config.model_dump(mode="json", exclude={"tracking"})
@@ -170,6 +170,7 @@ def _sweep_and_compare(
         draw_choices(space.replay, jobs, pictures)
     elif "guided" in by_method:
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
+    record_methods(directory, chosen, runs)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
     report = None
     try:

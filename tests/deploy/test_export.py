@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -8,12 +9,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 import raydelta
 from raydelta import cli
 from raydelta.config import save_config
+from raydelta.data.taxonomy import CAMVID11
 from raydelta.deploy import export
 from raydelta.deploy.card import find_rows
+from raydelta.deploy.network import read_network
 from raydelta.errors import UserError
 from raydelta.results.evaluate import evaluate_job
 from raydelta.results.table import write_table
@@ -41,7 +46,7 @@ def test_everything_exported_says_the_same_for_any_size(exported: Path, trained:
         "config.yaml",
         "README.md",
     }
-    model, again = raydelta.load(trained["translator"].directory), raydelta.load(exported)
+    model, again = read_network(trained["translator"].directory), read_network(exported)
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     program = torch.export.load(exported / "model.pt2").module()
     for count, height, width in [(1, 32, 64), (2, 50, 33), (3, 120, 90), (1, 40, 500), (1, 300, 9)]:
@@ -60,9 +65,10 @@ def test_a_row_of_a_sweep_is_exported_an_ensemble_too(trained: dict[str, Any], t
     sweep = trained["translator"].directory.parent / "tune-rows"
     sweep.mkdir()
     save_config(trained["translator"].config, sweep / "best.yaml")
-    checks = export.export(sweep, tmp_path / "model", "ensemble, untranslated")
-    assert all(check.agreement >= export.REQUIRED and check.deviation < 1e-3 for check in checks)
-    assert len(raydelta.load(tmp_path / "model").chains) == 2
+    done = export.export(sweep, tmp_path / "model", "ensemble-untranslated")
+    assert all(check.agreement >= export.REQUIRED and check.deviation < 1e-3 for check in done.checks)
+    assert raydelta.load(tmp_path / "model").method == done.method == "ensemble, untranslated"
+    assert len(raydelta.load(tmp_path / "model").network.chains) == 2
     assert "*ensemble, untranslated*" in (tmp_path / "model" / "README.md").read_text()
 
 
@@ -74,6 +80,33 @@ def test_card_says_what_it_was_made_of(exported: Path, trained: dict[str, Any]) 
     assert "| simulated | synthetic | train | 22 | 22 |" in card
     assert "| model.onnx | 64×32 |" in card and "| model.pt2 | 48×24 |" in card
     assert not find_rows(trained["joint training"])
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["library_name"], head["pipeline_tag"]) == ("raydelta", "image-segmentation")
+    assert head["model-index"][0]["results"][0]["metrics"] == [{"type": "mean_iou", "value": round(row.miou / 100, 4)}]
+    assert "On 8 photographs of the run's data set." in card
+
+
+def test_programs_carry_the_class_names(exported: Path) -> None:
+    metadata = onnxruntime.InferenceSession(exported / "model.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == list(CAMVID11.classes)
+    assert json.loads(metadata["palette"]) == [list(colour) for colour in CAMVID11.palette]
+    assert metadata["method"] == "guided"
+    files = {"classes.json": ""}
+    torch.export.load(exported / "model.pt2", extra_files=files)
+    assert json.loads(files["classes.json"]) == list(CAMVID11.classes)
+
+
+def test_a_run_without_its_data_is_checked_on_drawn_or_given_photographs(
+    trained: dict[str, Any], travelled: Path, tmp_path: Path
+) -> None:
+    run = travelled / trained["joint training"].directory.name
+    done = export.export(run, tmp_path / "drawn")
+    assert done.images == "8 drawn street scenes, as the run's photographs do not lie on this machine"
+    card = (tmp_path / "drawn" / "README.md").read_text()
+    assert f"On {done.images}." in card and "| simulated | synthetic | train | 22 | 22 |" in card
+    Image.fromarray(photograph(40, 70)).save(tmp_path / "one.jpg")
+    done = export.export(run, tmp_path / "given", images=[str(tmp_path / "one.jpg")])
+    assert done.images == "1 given photographs" and done.checks[0].width == 70
 
 
 def test_load_refuses_weights_that_do_not_fit(exported: Path, tmp_path: Path) -> None:
@@ -88,7 +121,7 @@ def test_load_refuses_weights_that_do_not_fit(exported: Path, tmp_path: Path) ->
 
 
 def test_what_disagrees_is_not_written(exported: Path) -> None:
-    model = raydelta.load(exported)
+    model = read_network(exported)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(-1.5)

@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 import subprocess
 import sys
 import time
@@ -14,17 +15,22 @@ from torch import nn
 
 import raydelta
 from raydelta import cli
-from raydelta.compute.device import Place
-from raydelta.config import SegmenterConfig, save_config
-from raydelta.data.augment import to_float
+from raydelta.config import SegmenterConfig
 from raydelta.data.tables import values_in
 from raydelta.data.taxonomy import BUILT_IN, CAMVID11
 from raydelta.deploy.inputs import find_inputs
-from raydelta.deploy.model import Chain, ChainConfig, DeployConfig, Deployed, enlarge, target_size
-from raydelta.deploy.predict import Predictor, enlarged_ids, predict, predict_windows
+from raydelta.deploy.network import (
+    Chain,
+    ChainConfig,
+    DeployConfig,
+    Deployed,
+    enlarge,
+    read_network,
+    target_size,
+)
+from raydelta.deploy.predict import Segmenter, Task, predict, read_frames_of, write_frame
+from raydelta.deploy.windows import enlarged_ids, predict_windows
 from raydelta.errors import UserError
-from raydelta.training.job import make_job
-from raydelta.training.trained import load_model
 from tests.sets import HEIGHT, WIDTH
 from tests.tiny import kill_family
 
@@ -73,10 +79,17 @@ def ids(path: Path) -> np.ndarray:
 
 
 def run_predictor(trained: dict[str, Any], out: Path, given: list[str], **changes: Any) -> dict[str, list]:
-    settings = {"method": None, "kinds": ("ids",), "values": range(256), "window": (128, 64), "batch": 2} | changes
-    items, _ = find_inputs(given)
-    rows = {"name": np.array([i.name for i in items]), "address": np.array([i.address for i in items])}
-    return Predictor(run=trained["translator"].directory, out=out, **settings)(rows)
+    run = trained["translator"].directory
+    settings = {"method": None, "kinds": ("ids",), "values": tuple(range(256)), "window": None, "batch": 2} | changes
+    task = Task(run=run, out=out, taxonomy=CAMVID11, **settings)
+    segmenter = Segmenter(task, read_network(run))
+    found: dict[str, list] = {"name": [], "reason": [], "images": []}
+    for item in find_inputs(given)[0]:
+        frames = [write_frame(frame, task) for frame in segmenter.segment(list(read_frames_of(item, task)))]
+        found["name"].append(item.name)
+        found["reason"].append(frames[-1]["reason"])
+        found["images"].append(sum(bool(frame["mask"]) for frame in frames))
+    return found
 
 
 def test_masks_of_a_folder_and_going_on(
@@ -98,7 +111,7 @@ def test_masks_of_a_folder_and_going_on(
         assert {p.relative_to(out / kind).with_suffix("").as_posix() for p in (out / kind).rglob("*.png")} == names
     image = torch.from_numpy(photograph(50, 80))
     model = raydelta.load(run)
-    assert (ids(out / "ids" / "plain.png") == model(image[None])[0].numpy()).all()
+    assert (ids(out / "ids" / "plain.png") == model(image[None]).ids[0].numpy()).all()
     assert (ids(out / "ids" / "day 1" / "transparent.png") == ids(out / "ids" / "plain.png")).all()
     assert ids(out / "ids" / "day 1" / "turned.png").shape == (80, 50)
     palette = np.array(CAMVID11.palette, dtype=np.uint8)
@@ -206,40 +219,83 @@ def test_ids_of_other_taxonomies(trained: dict[str, Any], folder: Path, tmp_path
     assert (theirs == np.array(values, dtype=np.uint8)[own]).all()
 
 
-def test_load_is_the_model_that_was_evaluated(trained: dict[str, Any]) -> None:
-    jobs = dict(trained)
-    config, runs = jobs["expert"].config, jobs["expert"].directory.parent
-    jobs["ensemble"] = make_job("ensemble, untranslated", config, runs, jobs["expert"].directory)
-    image = torch.from_numpy(photograph(HEIGHT, WIDTH))[None]
-    for job in jobs.values():
-        model = raydelta.deploy.build(job)
-        with torch.inference_mode():
-            expected = load_model(job, Place(torch.device("cpu"))).predict(to_float(image.permute(0, 3, 1, 2)))
-            assert torch.allclose(model.logits(image), expected, atol=1e-5), job.kind
-            assert model(image).shape == (1, HEIGHT, WIDTH) and model(image).dtype == torch.uint8
+def test_one_photograph_by_the_command_line_without_ray(travelled: Path, tmp_path: Path) -> None:
+    """The overlay appears beside the photograph, without Ray or a data set, and replaces only one of ours."""
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(photograph(50, 80)).save(photo)
+    code = "import sys; sys.modules['ray'] = None; from raydelta import cli; cli.main()"
+    command = [sys.executable, "-c", code, "predict", "latest", str(photo), "--runs", str(travelled)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("predict      loading latest")
+        assert "model        guided (translator-" in done.stdout
+        assert f"written      {tmp_path / 'photo-overlay.png'}" in done.stdout
+    assert Image.open(tmp_path / "photo-overlay.png").size == (80, 50)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo-overlay.png", "photo.jpg", "there"]
+    Image.fromarray(photograph(50, 80)).save(tmp_path / "photo-overlay.png")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "not from raydelta; rename it, or give --out" in done.stderr
 
 
-def test_load_takes_the_best_of_a_sweep_or_any_row_of_its_table(trained: dict[str, Any], tmp_path: Path) -> None:
-    job = trained["translator"]
-    sweep = job.directory.parent / "tune-test"
-    sweep.mkdir()
-    save_config(job.config, sweep / "best.yaml")
-    assert raydelta.load(sweep).config.run == job.directory.name
-    assert raydelta.load(sweep, "mean teacher").config.run == trained["mean teacher"].directory.name
-    ensemble = raydelta.load(sweep, "ensemble, untranslated")
-    assert len(ensemble.chains) == 2
-    image = torch.from_numpy(photograph(HEIGHT, WIDTH))[None]
-    parts = [raydelta.load(trained[kind].directory).logits(image) for kind in ("joint training", "mean teacher")]
-    assert not any(torch.allclose(ensemble.logits(image), part) for part in parts)
-    for run, method, message in [
-        (tmp_path, None, "not a finished training"),
-        (sweep, "expert", "choose of unguided, guided"),
-        (sweep, "ensemble", "its ensemble is not there, as student-.* was not trained"),
-        (sweep, "student", "student-.*: not a finished training"),
-        (job.directory, "student", "not a sweep, so it has no row 'student'"),
+def test_without_out_what_is_no_single_photograph_is_refused(trained: dict[str, Any], folder: Path) -> None:
+    for given, message in [
+        (str(folder), "no single photograph; say with --out"),
+        (str(folder / "*.png"), "no single photograph; say with --out"),
+        ("s3://bucket/a.png", "no single photograph; say with --out"),
+        (str(folder / "drive.mp4"), "a video; say with --out"),
+        (str(folder / "missing.png"), "there is no such file or folder"),
     ]:
         with pytest.raises(UserError, match=message):
-            raydelta.load(run, method)
+            predict(trained["translator"].directory, [given])
+
+
+def test_one_name_does_not_stop_the_others(trained: dict[str, Any], tmp_path: Path) -> None:
+    photographs = tmp_path / "in"
+    (photographs / "a.png").mkdir(parents=True)
+    picture = Image.fromarray(photograph(20, 30))
+    for name in ("a.jpg", "a.png/b.png", f"{'c' * 248}.jpg", f"{'d' * 250}.jpg", "e.jpg"):
+        picture.save(photographs / name)
+    done = predict(trained["translator"].directory, [str(photographs)], tmp_path / "out")
+    written = {path.relative_to(tmp_path / "out" / "ids").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    assert written == {"a.png", f"{'c' * 248}.png", f"{'d' * 250}.png", "e.png"}
+    assert done.images == 4
+    assert [(Path(file).name, reason) for file, reason in done.skipped] == [
+        ("b.png", f"its folder is named like the mask of {photographs / 'a.jpg'}; rename one of them")
+    ]
+
+
+def test_a_mask_whose_name_is_taken_is_skipped_with_the_reason(trained: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one.jpg", "two.jpg"):
+        Image.fromarray(photograph(20, 30)).save(tmp_path / name)
+    given, out = [str(tmp_path / "one.jpg"), str(tmp_path / "two.jpg")], tmp_path / "out"
+    predict(trained["translator"].directory, given, out, kinds=("ids", "colour"))
+    for path in out.rglob("*.png"):
+        path.unlink()
+    (out / "ids" / "one.png" / "in the way").mkdir(parents=True)
+    done = predict(trained["translator"].directory, given, out, kinds=("ids", "colour"))
+    assert done.images == 1 and (out / "ids" / "two.png").is_file()
+    assert "Is a directory" in dict(done.skipped)[given[0]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.parametrize("limit", ["size=64k", "size=1m,nr_inodes=8"])
+def test_a_full_disk_ends_with_its_cause(trained: dict[str, Any], tmp_path: Path, limit: str) -> None:
+    photographs, disk = tmp_path / "in", tmp_path / "disk"
+    photographs.mkdir()
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        noise = np.random.default_rng(0).integers(0, 256, (100, 300, 3), dtype=np.uint8)
+        for number in range(12):
+            Image.fromarray(noise).save(photographs / f"{number:02}.png")
+        with pytest.raises(UserError, match=r"disk/out/.*: cannot be written: No space left on device"):
+            predict(trained["translator"].directory, [str(photographs)], disk / "out", kinds=("overlay",))
+        for path in (disk / "out").rglob("[!.]*.png"):
+            assert np.asarray(Image.open(path)).shape == (100, 300, 3), "every mask is whole"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_scale_is_that_of_training_in_any_shape() -> None:

@@ -1,0 +1,180 @@
+"""A finished training as one plain module: uint8 photographs of any size in, class ids out. fp32, no Ray, no data set.
+
+An exported folder holds the same as ``config.yaml`` and ``model.safetensors``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import yaml
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from raydelta.config import GeneratorConfig, SegmenterConfig, read_yaml, validated
+from raydelta.data.augment import to_float
+from raydelta.data.taxonomy import Taxonomy
+from raydelta.errors import UserError
+from raydelta.networks import Generator, build_segmenter
+from raydelta.networks.layers import freeze
+from raydelta.results.evaluate import method_of
+from raydelta.storage import write_atomically
+from raydelta.training.checkpoint import read_config
+from raydelta.training.job import Job, find_job
+from raydelta.training.trained import ensemble, load_segmenter, read_generator
+
+CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
+SMALLEST = 8  # pixels: at a quarter of it, the generator's reflection still has one to reflect
+
+
+class ChainConfig(BaseModel):
+    """One segmenter, and R2S before it if its photographs are translated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    segmenter: SegmenterConfig
+    generator: GeneratorConfig | None = None
+
+
+class DeployConfig(BaseModel):
+    """What a deployed model is made of; with the weights, all that it needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str  # the name of the training
+    method: str | None = None  # its row of the table; None: exported by an older version
+    taxonomy: Taxonomy
+    width: int  # of the images that it was trained on, in pixels
+    height: int
+    chains: tuple[ChainConfig, ...]  # several: an ensemble
+
+    @property
+    def multiple(self) -> int:
+        """What width and height of an image have to be multiples of inside."""
+        return max(4, *(2**chain.segmenter.depth for chain in self.chains))
+
+
+class Chain(nn.Module):
+    """Images (N, 3, H, W) in [-1, 1] → logits (N, C, H, W)."""
+
+    def __init__(self, segmenter: nn.Module, generator: nn.Module | None) -> None:
+        super().__init__()
+        self.segmenter, self.generator = segmenter, generator
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.generator is not None:
+            images = self.generator(images).clamp(-1, 1)
+        return self.segmenter(images)
+
+
+class Deployed(nn.Module):
+    """Photographs uint8 (N, H, W, 3) of any size → ids uint8 (N, H, W); ``logits`` are there for whoever wants them."""
+
+    def __init__(self, config: DeployConfig, chains: list[Chain]) -> None:
+        super().__init__()
+        self.config, self.chains = config, nn.ModuleList(chains)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(images).max(1).indices.byte()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Photographs uint8 (N, H, W, 3) → logits (N, C, H, W)."""
+        return enlarge(self.networks(self.prepare(images)), *images.shape[1:3])
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Photographs uint8 (N, H, W, 3) → in [-1, 1], (N, 3, h, w), of the height that the networks know."""
+        height, width = images.shape[1:3]
+        size = target_size(self.config, height, width)
+        small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+        return to_float(small)
+
+    def networks(self, images: Tensor) -> Tensor:
+        """Images (N, 3, h, w) in [-1, 1] → logits (N, C, h, w)."""
+        return self.chains[0](images) if len(self.chains) == 1 else ensemble(list(self.chains))(images)
+
+
+def target_size(config: DeployConfig, height: int, width: int) -> tuple[int, int]:
+    """Height and width that a photograph is resized to: the height of training, and its own aspect ratio."""
+    # Integers and sym_max, so that an exported program computes it anew for every size.
+    step = config.multiple
+    target = -(-max(config.height, SMALLEST) // step) * step
+    count: Any = torch.sym_max((2 * width * target + height * step) // (2 * height * step), -(-SMALLEST // step))
+    if torch.compiler.is_exporting():  # a plain unknown number, or the sizes of all layers become unwieldy
+        count = torch.scalar_tensor(count, dtype=torch.int64).item()
+        torch._check(count >= -(-SMALLEST // step))
+    return target, count * step
+
+
+def enlarge(logits: Tensor, height: int, width: int) -> Tensor:
+    """Logits (N, C, h, w) → (N, C, H, W)."""
+    return F.interpolate(logits, (height, width), mode="bilinear")
+
+
+def read_network(path: str | Path, method: str | None = None) -> Deployed:
+    """The module of a finished training, of a row of a sweep's table, or of an exported folder; on the CPU, in fp32.
+
+    Args:
+        method: which row of a sweep, as ``raydelta predict --method`` takes it; its best translator, if None.
+
+    Raises:
+        UserError: the folder is none of these, or something of it is missing.
+    """
+    path = Path(path).expanduser()
+    return _read_exported(path) if is_exported(path) and method is None else build(find_job(path, method))
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a folder is what ``raydelta export`` writes."""
+    return (path / WEIGHTS).exists()
+
+
+def build(job: Job) -> Deployed:
+    """The model of a finished job."""
+    taxonomy, data = job.taxonomy, job.config.data
+    settings, chains = [], []
+    for part in job.members if job.recipe.members else (job,):
+        translates = part.kind == "translator"
+        directory = part.expert if translates else part.directory
+        assert directory is not None
+        segmenter = read_config(directory / "checkpoint").segmenter.model_copy(update={"weights": None})
+        generator = read_generator(part.directory, "r2s_ema") if translates else None
+        settings.append(ChainConfig(segmenter=segmenter, generator=part.config.generator if translates else None))
+        chains.append(Chain(load_segmenter(directory, len(taxonomy)), generator))
+    config = DeployConfig(
+        run=job.directory.name,
+        method=method_of(job),
+        taxonomy=taxonomy,
+        width=data.width,
+        height=data.height,
+        chains=tuple(settings),
+    )
+    return _ready(Deployed(config, chains))
+
+
+def save(model: Deployed, folder: Path) -> None:
+    """Write what ``load`` reads."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(weights))
+    write_atomically(folder / CONFIG, yaml.safe_dump(model.config.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_exported(path: Path) -> Deployed:
+    config = validated(DeployConfig, read_yaml(path / CONFIG), str(path / CONFIG))
+    chains = []
+    for chain in config.chains:
+        generator = Generator(chain.generator) if chain.generator else None
+        chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy), pretrained=False), generator))
+    model = Deployed(config, chains)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path / WEIGHTS))
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path / WEIGHTS}: damaged, or not of {CONFIG} beside it; export again: {error}") from error
+    return _ready(model)
+
+
+def _ready(model: Deployed) -> Deployed:
+    freeze(model)
+    return model
