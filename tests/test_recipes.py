@@ -29,5 +29,5 @@ def test_a_misspelt_or_untrained_method_is_said_with_what_there_is() -> None:
     ]:
         with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
             find_method(name)
-    with pytest.raises(UserError, match="^student was not trained there; trained are guided, mean-teacher$"):
+    with pytest.raises(UserError, match=r"^student was not trained there; trained are guided, mean-teacher$"):
         find_method("student", ["guided", "mean teacher"])

@@ -54,7 +54,7 @@ def test_the_default_space_searches_what_the_readme_says() -> None:
         ({"search": {"guidance.weight": {"uniform": [0.5, 0.5]}}}, "is empty"),
         ({"algorithm": "optuna"}, "Optuna takes choice, not grid"),
         ({"table": {"methods": ["magic"]}}, "magic"),
-        ({"table": {"methods": ["studnet"]}}, "did you mean student?"),
+        ({"table": {"methods": ["studnet"]}}, r"did you mean student\?"),
     ],
 )
 def test_a_bad_space_names_the_file_and_the_key(tmp_path: Path, changes: dict[str, object], message: str) -> None:

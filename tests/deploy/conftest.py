@@ -19,7 +19,7 @@ def travelled(trained: dict[str, Any], tmp_path: Path) -> Path:
     save_config(trained["translator"].config, sweep / "best.yaml")
     record_methods(sweep, trained["translator"].config, home)
     there = tmp_path / "there"
-    shutil.copytree(home, there)
+    shutil.copytree(home, there, ignore=shutil.ignore_patterns("tune-test", "tune-rows", "old-*"))
     for file in there.rglob("*"):
         if file.name in ("config.yaml", "best.yaml"):
             file.write_text(file.read_text().replace(str(home.parent), "/nowhere"))
