@@ -121,10 +121,7 @@ class PacedSegmenter(Segmenter):
 
     def segment(self, frames: Sequence[Frame]) -> list[Frame]:
         time.sleep(PACE * len(frames))
-        return [
-            Frame(**frame | {"mask": bytes(frame["height"] * frame["width"]), "image": b""})  # type: ignore[typeddict-item]
-            for frame in frames
-        ]
+        return [Frame(**frame | {"mask": bytes(frame["height"] * frame["width"]), "image": b""}) for frame in frames]
 
 
 def pace(items: Sequence[Input], count: int, task: Task) -> float:
