@@ -1,6 +1,6 @@
 """The model card of an exported folder: what it was trained on, what it scored, how it is called, what it cannot.
 
-Everything in it is read from the run and the tables beside it; nothing is computed anew.
+Everything in it is read from the run and the tables beside it; nothing is computed again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], i
         "- Not for decisions on which safety depends.",
         "## Licence",
         "The code is raydelta's, Apache-2.0. Whether these weights may be used or passed on depends on the licences of "
-        "the data sets above, which raydelta does not know: that is for you to find out.",
+        "the data sets above, which raydelta does not know: please check.",
     ]
     write_atomically(path, "\n\n".join(sections) + "\n")
 

@@ -36,12 +36,12 @@ from raydelta.version import __version__
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 CHECKED = 8  # photographs, at most
 SCALES = (1.0, 0.75)  # that they are checked at
-REQUIRED = 0.999  # share of the pixels on which an exported model has to say the same as load()
+REQUIRED = 0.999  # share of the pixels on which an exported model has to give the same ids as the original
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one exported model did on the photographs of one size, beside the model itself in torch."""
+    """How closely one exported model follows the original in torch, on images of one size."""
 
     model: str
     width: int
@@ -83,12 +83,12 @@ def export(run: Path, out: Path, method: str | None = None, images: Sequence[str
             where it lies on this machine, else drawn street scenes.
 
     Raises:
-        UserError: no finished training, the folder is there already, an extra is missing, or what was exported says
-            something else than the model.
+        UserError: not a finished training, the folder exists, an extra is missing, or an exported model gives other
+            ids than the original.
     """
     out = out.expanduser().resolve()
     if out.exists():
-        raise UserError(f"{out}: is there already; choose a new folder")
+        raise UserError(f"{out}: exists already; choose a new folder")
     _import_onnx()
     job = find_job(run, method)
     model = build(job)
@@ -121,7 +121,7 @@ def _write_programs(model: Deployed, folder: Path) -> None:
     }
     example = torch.zeros(2, model.config.height + 9, 2 * model.config.width + 5, 3, dtype=torch.uint8)
     oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    # Oblivious: else sizes of 1 are taken for another program. Warnings are about the innards of the exporter.
+    # Oblivious: a size of 1 is no special case. The warnings are about the exporter's own code.
     with torch.no_grad(), oblivious, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -171,7 +171,7 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
     """Compare what lies in the folder with the model.
 
     Raises:
-        UserError: it says something else.
+        UserError: an exported model gives other ids.
     """
     program, session = torch.export.load(folder / PROGRAM).module(), _import_onnx()
     options = session.SessionOptions()
@@ -199,8 +199,8 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
     for check in checks:
         if check.agreement < REQUIRED:
             raise UserError(
-                f"{model.config.run}: exported as {check.model} it says the same as in torch on only "
-                f"{check.agreement:.2%} of the pixels of {len(images)} photographs; {REQUIRED:.1%} are needed, so "
+                f"{model.config.run}: {check.model} gives the ids of the original model on only "
+                f"{check.agreement:.2%} of the pixels of {len(images)} images; {REQUIRED:.1%} are needed, so "
                 "nothing was written; try other versions of torch and onnxruntime"
             )
     return checks

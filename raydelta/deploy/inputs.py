@@ -30,7 +30,7 @@ class Input(NamedTuple):
 
 
 def find_inputs(given: Sequence[str]) -> tuple[list[Input], list[BadItem]]:
-    """All inputs by name, and what is none for a reason.
+    """All inputs by name, and the files that cannot be used, with the reason.
 
     Raises:
         UserError: something given is not there or has nothing in it, two inputs have one name, or PyAV is missing.

@@ -71,7 +71,7 @@ class Chain(nn.Module):
 
 
 class Deployed(nn.Module):
-    """Photographs uint8 (N, H, W, 3) of any size → ids uint8 (N, H, W); ``logits`` are there for whoever wants them."""
+    """Photographs uint8 (N, H, W, 3) of any size → ids uint8 (N, H, W); ``logits`` gives the scores."""
 
     def __init__(self, config: DeployConfig, chains: list[Chain]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Deployed(nn.Module):
 
 def target_size(config: DeployConfig, height: int, width: int) -> tuple[int, int]:
     """Height and width that a photograph is resized to: the height of training, and its own aspect ratio."""
-    # Integers and sym_max, so that an exported program computes it anew for every size.
+    # Integers and sym_max, so that an exported program computes it for every size.
     step = config.multiple
     target = -(-max(config.height, SMALLEST) // step) * step
     count: Any = torch.sym_max((2 * width * target + height * step) // (2 * height * step), -(-SMALLEST // step))

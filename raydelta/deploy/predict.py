@@ -123,12 +123,12 @@ def predict(
             predicted in overlapping windows. Twice the size of training, if None.
 
     Raises:
-        UserError: bad input, ``out`` holds something else, or nothing can be written.
+        UserError: bad input, ``out`` holds other files, or nothing can be written.
     """
     kinds = tuple(kinds if kinds is not None else ("ids",) if out else ("overlay",))
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange or not kinds:
-        raise UserError(f"kinds = {','.join(kinds)!r}: choose of {', '.join(KINDS)}, with commas between")
+        raise UserError(f"kinds = {','.join(kinds)!r}: choose from {', '.join(KINDS)}, with commas between")
     network = read_network(run, method)
     config = network.config
     if window is not None and min(window) < max(SMALLEST, config.multiple):
@@ -195,7 +195,7 @@ def _refuse_foreign(paths: Sequence[Path]) -> None:
             except (OSError, ValueError):
                 ours = False
             if not ours:
-                raise UserError(f"{path}: is there already, and not from raydelta; rename it, or give --out")
+                raise UserError(f"{path}: exists and is not from raydelta; rename it, or give --out")
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if other:
             raise UserError(f"{out}: holds predictions with other {' and '.join(other)}; choose another folder")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already, and not from raydelta predict; choose a new folder")
+        raise UserError(f"{out}: exists and is not from raydelta predict; choose a new folder")
     else:
         write_atomically(manifest, json.dumps(settings, indent=1))
 

@@ -40,7 +40,7 @@ def segment(
 def predict_windows(model: Deployed, images: Tensor, window: tuple[int, int]) -> Tensor:
     """Logits (N, C, h, w) of images (N, 3, h, w) in [-1, 1], where they are larger than the window in overlapping ones.
 
-    Neighbours overlap by half or more, and each counts the less the nearer its border is.
+    Neighbours overlap by half or more. A window's weight falls linearly towards its border.
     """
     step = model.config.multiple
     high, wide = (min(size, -(-most // step) * step) for size, most in zip(images.shape[2:], window[::-1], strict=True))

@@ -154,7 +154,7 @@ def test_what_is_refused_writes_nothing(trained: dict[str, Any], folder: Path, t
         (["missing.png"], ("ids",), "missing.png: there is no such file or folder"),
         ([str(folder / "*.tif")], ("ids",), "no photograph or video there"),
         ([str(folder)], ("ids",), "would both become 'plain'"),
-        ([str(folder / "grey.png")], ("ids", "mask"), "choose of ids, colour, overlay"),
+        ([str(folder / "grey.png")], ("ids", "mask"), "choose from ids, colour, overlay"),
     ]:
         with pytest.raises(UserError, match=message):
             predict(run, given, out, kinds=kinds)
