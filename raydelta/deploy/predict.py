@@ -9,6 +9,7 @@ import csv
 import errno
 import io
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -240,6 +241,8 @@ def predict_here(network: Deployed, items: Sequence[Input], task: Task) -> Itera
 
 def _predict_on_ray(items: Sequence[Input], task: Task) -> Iterator[Frame]:
     """The same stages side by side on the cluster."""
+    # Its core writes to stderr for every pool of actors, and when it is interrupted, what no user can act on.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ensure_ray()
     import ray
 

@@ -126,9 +126,7 @@ def test_what_disagrees_is_not_written(exported: Path) -> None:
         for weight in model.parameters():
             weight.mul_(-1.5)
     images = torch.from_numpy(photograph(32, 64))[None]
-    with pytest.raises(
-        UserError, match=r"model\.onnx gives the ids of the original model on only .* nothing was written"
-    ):
+    with pytest.raises(UserError, match=r"model\.onnx gives the ids of the original .* nothing was written"):
         export._check(model, exported, images)
 
 
