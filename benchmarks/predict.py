@@ -28,9 +28,10 @@ from raydelta.config import load_config
 from raydelta.data.simulator.scene import simulate
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_jpeg
+from raydelta.deploy.frames import Frame, Task
 from raydelta.deploy.inputs import Input
 from raydelta.deploy.network import Chain, ChainConfig, DeployConfig, Deployed
-from raydelta.deploy.predict import Frame, Segmenter, Task, pipeline, predict_here
+from raydelta.deploy.predict import Segmenter, pipeline, predict_here
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
 

@@ -1,6 +1,5 @@
 """What ``raydelta.load`` returns: a model that takes photographs in whatever form, and the masks it makes."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -9,19 +8,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from raydelta.data.reading import EIGHT_BIT, read_image
 from raydelta.data.taxonomy import Taxonomy
+from raydelta.deploy.frames import KINDS, encode_picture
 from raydelta.deploy.network import Deployed, read_network
 from raydelta.deploy.windows import segment
 from raydelta.errors import UserError
 from raydelta.results.pictures import Pixels, colourise, overlay
 from raydelta.storage import absolute, write_atomically
 
-KINDS = ("ids", "colour", "overlay")
-SOFTWARE = "raydelta"  # what our PNGs say they are made by
 Photograph = str | Path | Image.Image | NDArray[np.generic] | Tensor
 
 
@@ -176,24 +173,6 @@ def as_pixels(photographs: Photograph) -> Tensor:
         f"images have the shape {tuple(pixels.shape)}; expected RGB, (H, W, 3) or (N, H, W, 3)"
         + (f": {hint[channels]}" if channels in hint else "")
     )
-
-
-def encode_picture(picture: Pixels, suffix: str = ".png") -> bytes:
-    """A picture as a file of the format that the suffix stands for.
-
-    Raises:
-        UserError: Pillow knows no such format.
-    """
-    content, info = io.BytesIO(), PngInfo()
-    info.add_text("Software", SOFTWARE)
-    kind = Image.registered_extensions().get(suffix.lower())
-    try:
-        if kind is None:
-            raise KeyError(suffix)
-        Image.fromarray(picture).save(content, kind, **({"pnginfo": info} if kind == "PNG" else {}))
-    except (KeyError, OSError, ValueError) as error:
-        raise UserError(f"{suffix or 'no suffix'}: Pillow writes no such pictures; take .png or .jpg") from error
-    return content.getvalue()
 
 
 def _as_array(ids: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:

@@ -6,7 +6,6 @@ all, so a run that was killed goes on where it was.
 """
 
 import csv
-import errno
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,17 +23,13 @@ from PIL import Image
 
 from raydelta.compute.cluster import ensure_ray
 from raydelta.compute.tasks import actor_pool, cause_of
-from raydelta.data.reading import read_image
-from raydelta.data.shards import BadItem
 from raydelta.data.tables import values_in
-from raydelta.data.taxonomy import Taxonomy
-from raydelta.deploy.inputs import Input, find_inputs, read_frames
-from raydelta.deploy.model import KINDS, SOFTWARE, encode_picture
+from raydelta.deploy.frames import KINDS, SOFTWARE, Frame, Task, read_frames_of, read_row, write_frame
+from raydelta.deploy.inputs import Input, find_inputs
 from raydelta.deploy.network import SMALLEST, Deployed, read_network
 from raydelta.deploy.windows import BATCH, segment
 from raydelta.errors import UserError
 from raydelta.progress import Progress
-from raydelta.results.pictures import Pixels, colourise, overlay
 from raydelta.storage import absolute, is_remote, without_secrets, write_atomically
 
 if TYPE_CHECKING:
@@ -45,8 +40,6 @@ FEW = 16  # photographs that are predicted in this process: starting Ray would t
 BLOCKS = 1000  # tasks of Ray Data, at most
 THREADS = 4  # to read and write files beside the networks, in this process
 TASK_CPUS = 0.5  # of a task that reads or writes
-NAME_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EILSEQ, errno.EINVAL}
-"""What the file system has against one name; anything else concerns all files."""
 
 
 @dataclass(frozen=True)
@@ -61,43 +54,6 @@ class Predicted:
     skipped: list[tuple[str, str]]  # file, reason
     void: list[str]  # classes that the asked-for taxonomy lacks
     written: list[Path] = field(default_factory=list)  # beside the photographs
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every stage has to know."""
-
-    run: Path
-    method: str | None
-    out: Path | None  # None: beside the photographs
-    kinds: tuple[str, ...]
-    taxonomy: Taxonomy  # of the model
-    values: tuple[int, ...]  # written for each of its ids
-    window: tuple[int, int] | None
-    batch: int
-
-    def files(self, name: str) -> list[Path]:
-        """The pictures of an input, one for each kind."""
-        if self.out is None:
-            return [Path(f"{name}-{kind}.png") for kind in self.kinds]
-        return [self.out / kind / f"{name}.png" for kind in self.kinds]
-
-    def is_done(self, name: str) -> bool:
-        """Whether all of its pictures are there."""
-        return self.out is not None and all(path.exists() for path in self.files(name))
-
-
-class Frame(TypedDict):
-    """A photograph or the frame of a video on its way through the stages; Ray Data carries it as a row."""
-
-    name: str
-    file: str
-    image: bytes  # uint8 RGB, height × width × 3; empty: nothing to predict
-    mask: bytes  # uint8 ids, height × width, once predicted
-    height: int
-    width: int
-    last: bool  # of its input
-    reason: str  # why it is skipped
 
 
 def predict(
@@ -264,32 +220,10 @@ def pipeline(items: Sequence[Input], task: Task, segmenter: type) -> "Dataset":
     blocks = min(BLOCKS, -(-len(items) // task.batch))
     rows = ray.data.from_items([item._asdict() for item in items], override_num_blocks=blocks)
     return (
-        rows.flat_map(lambda row: read_frames_of(Input(**row), task), num_cpus=TASK_CPUS)
+        rows.flat_map(partial(read_row, task=task), num_cpus=TASK_CPUS)
         .map_batches(segmenter, fn_constructor_args=(task,), batch_size=task.batch, **actor_pool(blocks))
         .map(partial(write_frame, task=task), num_cpus=TASK_CPUS)
     )
-
-
-def read_frames_of(item: Input, task: Task) -> Iterator[Frame]:
-    """The frames of an input that have no masks yet; the last row says that it is the last, and why it was skipped."""
-    reason, file = "", without_secrets(item.address)
-    try:
-        if not item.is_video:
-            yield _frame(item.name, file, np.asarray(read_image(item.address)[0]), last=True)
-            return
-        for number, image in enumerate(read_frames(item.address), 1):
-            name = f"{item.name}/{number:06}"
-            if not task.is_done(name):
-                yield _frame(name, file, image)
-    except UserError as error:
-        reason = error.rule if isinstance(error, BadItem) else str(error)
-    yield _frame(item.name, file, last=True, reason=reason)
-
-
-def _frame(name: str, file: str, image: Pixels | None = None, last: bool = False, reason: str = "") -> Frame:
-    height, width = image.shape[:2] if image is not None else (0, 0)
-    pixels = image.tobytes() if image is not None else b""
-    return Frame(name=name, file=file, image=pixels, mask=b"", height=height, width=width, last=last, reason=reason)
 
 
 class Segmenter:
@@ -323,34 +257,6 @@ class Segmenter:
             | {"mask": next(masks).cpu().numpy().tobytes(), "image": frame["image"] if self.keeps_image else b""}
             for frame in frames
         ]
-
-
-def write_frame(frame: Frame, task: Task) -> Frame:
-    """Write the pictures of a frame; returned without its pixels.
-
-    Raises:
-        UserError: nothing can be written there; what concerns this name alone is a reason to skip it.
-    """
-    reason, done = frame["reason"], b""
-    if frame["mask"]:
-        shape = frame["height"], frame["width"]
-        mask = np.frombuffer(frame["mask"], np.uint8).reshape(shape)
-        try:
-            for kind, path in zip(task.kinds, task.files(frame["name"]), strict=True):
-                if kind == "ids":
-                    picture = np.array(task.values, dtype=np.uint8)[mask]
-                elif kind == "colour":
-                    picture = colourise(mask, task.taxonomy)
-                else:
-                    picture = overlay(np.frombuffer(frame["image"], np.uint8).reshape(*shape, 3), mask, task.taxonomy)
-                write_atomically(path, encode_picture(picture))
-            done = b"1"
-        except UserError as error:
-            cause = error.__cause__
-            if not (isinstance(cause, OSError) and cause.errno in NAME_ERRORS):
-                raise
-            reason = str(error)
-    return frame | {"image": b"", "mask": done, "reason": reason}
 
 
 def _write_skipped(out: Path, skipped: Sequence[tuple[str, str]]) -> None:

@@ -18,6 +18,7 @@ from raydelta import cli
 from raydelta.config import SegmenterConfig
 from raydelta.data.tables import values_in
 from raydelta.data.taxonomy import BUILT_IN, CAMVID11
+from raydelta.deploy.frames import Task, read_frames_of, write_frame
 from raydelta.deploy.inputs import find_inputs
 from raydelta.deploy.network import (
     Chain,
@@ -28,7 +29,7 @@ from raydelta.deploy.network import (
     read_network,
     target_size,
 )
-from raydelta.deploy.predict import Segmenter, Task, predict, read_frames_of, write_frame
+from raydelta.deploy.predict import Segmenter, predict
 from raydelta.deploy.windows import enlarged_ids, predict_windows
 from raydelta.errors import UserError
 from tests.sets import HEIGHT, WIDTH
@@ -236,6 +237,11 @@ def test_one_photograph_by_the_command_line_without_ray(travelled: Path, tmp_pat
     Image.fromarray(photograph(50, 80)).save(tmp_path / "photo-overlay.png")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "not from raydelta; rename it, or give --out" in done.stderr
+
+
+def test_processes_that_read_and_write_do_without_torch() -> None:
+    code = "import sys, raydelta.deploy.frames; assert not {'torch', 'ray'} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_without_out_what_is_no_single_photograph_is_refused(trained: dict[str, Any], folder: Path) -> None:
