@@ -52,7 +52,8 @@ def draw(run: Path, method: str, count: int, out: Path) -> None:
     rows = [row for row in read_table(run) if row.domain == "real"]
     chosen = [row for row in rows if row.method == method and row.stage is not None]
     if not chosen:
-        raise SystemExit(f"{run}: no training of {method!r}; there are {', '.join(sorted({row.method for row in rows}))}")
+        there = ", ".join(sorted({row.method for row in rows}))
+        raise SystemExit(f"{run}: no training of {method!r}; there are {there}")
     best = max(chosen, key=lambda row: row.labels_train)
     job = read_job(run.parent / Path(best.stage or "").name)
     if out == OUT and read_manifest(job.config.data.real).name != STAND_IN:
