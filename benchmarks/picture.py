@@ -84,14 +84,18 @@ def _decode(uri: str, name: str) -> Pixels:
 
 def _chart(rows: Sequence[Row]) -> bytes:
     """mIoU over the number of training labels as PNG: a line or a point for each method, the mean of its seeds."""
-    values = [{"method": row.method, "labels": row.labels_train, "miou": row.miou} for row in rows]
     counts = sorted({row.labels_train for row in rows})
     last = {row.method: max(each.labels_train for each in rows if each.method == row.method) for row in rows}
+    ends = [row for row in rows if row.labels_train == last[row.method]]
     x = alt.X("labels:O", title="labels to train on", sort=counts, axis=alt.Axis(labelAngle=0))
     y = alt.Y("mean(miou):Q", title="test mIoU, percent", scale=alt.Scale(zero=False))
     colour = alt.Color("method:N", legend=None)
-    base = alt.Chart(alt.Data(values=values))
-    names = alt.Chart(alt.Data(values=[value for value in values if value["labels"] == last[value["method"]]]))
+    base, names = (
+        alt.Chart(
+            alt.Data(values=[{"method": row.method, "labels": row.labels_train, "miou": row.miou} for row in part])
+        )
+        for part in (rows, ends)
+    )
     chart = alt.layer(
         base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=colour),
