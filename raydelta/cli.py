@@ -303,29 +303,86 @@ def report(
     print(write_report(run))
 
 
+def _check_count(context: typer.Context, count: int | None) -> int | None:
+    if count is None and not context.params.get("headroom"):
+        raise typer.BadParameter("say how many photographs to label next, or --headroom")
+    return count
+
+
 @app.command()
 def select(
     run: Annotated[Path, typer.Argument(help="Directory of a finished translator, or of a sweep: its best one.")],
-    count: Annotated[int, typer.Option(min=1, help="How many photographs (with --regions: cells) to label next.")],
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            callback=_check_count,
+            help="How many photographs, or cells, to label next; with --headroom, labels of a set (default: the run's)",
+        ),
+    ] = None,
     strategy: Annotated[str, typer.Option(help="How to choose; docs/selection.md lists them.")] = "random",
-    out: Annotated[Path | None, typer.Option(help="Folder to write; in the run's, if not given.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Choose cells of a grid, COLUMNSxROWS, not photographs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output directory; default: one in the run's.")] = None,
+    regions: Annotated[
+        str | None, typer.Option(help="Choose cells of a grid, COLUMNSxROWS, in place of whole photographs.")
+    ] = None,
     window: Annotated[
         int, typer.Option(min=1, help="Of so many frames that follow each other in a sequence, at most one is chosen.")
     ] = 5,
+    headroom: Annotated[
+        bool,
+        typer.Option(
+            "--headroom", is_eager=True, help="Measure how much choosing can bring, with labels that are known."
+        ),
+    ] = False,
+    sets: Annotated[int, typer.Option(min=2, help="With --headroom: how many random label sets.")] = 16,
 ) -> None:
-    """Choose which photographs to label next; writes lists for CVAT and Label Studio, and a contact sheet."""
+    """Choose which photographs to label next; writes tasks for CVAT and Label Studio, and a contact sheet.
+
+    With --headroom nothing is chosen: random label sets are trained alike, which shows how much choosing can bring.
+    """
+    if headroom:
+        from raydelta.selection.headroom import measure_headroom
+
+        for line in measure_headroom(run, count, sets).lines():
+            print(line)
+        return
+    assert count is not None  # _check_count
     from raydelta.selection.select import select
 
     grid = _numbers(regions, "x", 2, "--regions") if regions else None
     chosen = select(run, count, strategy, out=out, grid=grid, window=window)
     print(f"chosen       {chosen.directory / 'selection.csv'}")
     print(f"pictures     {chosen.directory / 'sheet.png'}")
-    print(f"to label     {chosen.directory / 'images'} (images.txt, manifest.jsonl, label-studio.json)")
+    print(f"to label     {chosen.directory / 'images'} (for Label Studio and CVAT: docs/selection.md)")
+    print(f"price        {chosen.price}, by the present prediction")
     free = len({choice.id for choice in chosen.choices if choice.labelled})
     if free:
         print(f"no cost      {free} of them have a label in the data set already, which the run has not used")
+    if free < len({choice.id for choice in chosen.choices}):
+        print(f"labels back  raydelta data import-labels {chosen.directory} EXPORT NEW_DATA_SET")
     print(f"then train   {chosen.command}")
+
+
+@data_app.command("import-labels")
+def data_import_labels(
+    selection: Annotated[Path, typer.Argument(help="Output directory of raydelta select.")],
+    export: Annotated[
+        Path,
+        typer.Argument(help='Masks: "Segmentation mask 1.1" of CVAT, JSON of Label Studio, or PNGs of class ids.'),
+    ],
+    target: Annotated[str, typer.Argument(help="Data set to write: folder or address.")],
+    data: Annotated[
+        str | None, typer.Option(help="Data set with the photographs; default: that of the selection.")
+    ] = None,
+) -> None:
+    """Bring bought labels back: writes the data set with them, and prints the command of the next round."""
+    from raydelta.selection.bought import import_labels
+
+    with _progress("import labels") as progress:
+        bought = import_labels(selection, export, target, data=data, progress=progress)
+    print(f"new labels   {bought.labels}")
+    print(f"data set     {bought.target}")
+    print(f"then train   {bought.command}")
 
 
 @app.command()

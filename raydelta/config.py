@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from raydelta.errors import UserError
 
@@ -73,11 +82,42 @@ def _refuse_secrets(field: str, address: str, instead: str) -> None:
             )
 
 
+class LabelCells(Section):
+    """Images of which only some cells are labelled. The rest of their label is void, whatever the data set holds."""
+
+    grid: tuple[Positive, Positive]  # columns and rows
+    images: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]  # cells, row by row
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> Self:
+        columns, rows = self.grid
+        for name, cells in self.images.items():
+            if max(cells) >= columns * rows or len(set(cells)) < len(cells):
+                raise ValueError(
+                    f"labels.ids: cells of {name}: {list(cells)}: name each cell once, 0 to {columns * rows - 1} (the "
+                    f"grid is {columns}x{rows})"
+                )
+        return self
+
+
 class LabelIds(Section):
     """Bought labels by the ids of their images, in the order in which they were bought; from a YAML file."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()  # none: the seeded ones
+    cells: LabelCells | None = None  # None: every image is labelled as a whole
+
+    @model_serializer(mode="wrap")
+    def _without_no_cells(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without cells it is written as before there were cells, so that stages keep their names."""
+        return {name: value for name, value in serialise(self).items() if name != "cells" or value is not None}
+
+    @model_validator(mode="after")
+    def _cells_of_trained_images(self) -> Self:
+        other = sorted(set(self.cells.images if self.cells else ()) - set(self.train))
+        if other:
+            raise ValueError(f"labels.ids: cells of {', '.join(other[:5])}: not among the images under train:")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -76,7 +76,20 @@ class TableConfig(Section):
 
 
 StrategyName = Literal[
-    "combined", "random", "entropy", "margin", "ripu", "disagreement", "reconstruction", "coverage", "rarity"
+    "combined",
+    "random",
+    "stride",
+    "typical",
+    "entropy",
+    "margin",
+    "ripu",
+    "disagreement",
+    "committee",
+    "reconstruction",
+    "coverage",
+    "rarity",
+    "ripu-cells",
+    "random-cells",
 ]
 """How photographs are chosen; what each is stands in ``strategies.STRATEGIES``."""
 

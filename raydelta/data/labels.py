@@ -9,9 +9,25 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from raydelta.config import LabelConfig, LabelIds
+from raydelta.config import LabelCells, LabelConfig, LabelIds
+from raydelta.data.taxonomy import IGNORE
 from raydelta.errors import UserError
+
+Grid = tuple[int, int]
+"""Columns and rows of the cells of an image."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are the first column and row outside."""
+
+
+def cell_box(cell: int, grid: Grid, size: tuple[int, int]) -> Box:
+    """The box of a cell in an image of (width, height); cells are numbered row by row."""
+    (columns, rows), (width, height) = grid, size
+    row, column = divmod(cell, columns)
+    left, top = column * width // columns, row * height // rows
+    return left, top, -(-(column + 1) * width // columns), -(-(row + 1) * height // rows)
 
 
 def order_labels(labelled: Sequence[tuple[str, str]], seed: int) -> list[str]:
@@ -81,3 +97,32 @@ def check_bought(ids: LabelIds, labelled: Mapping[str, bool]) -> None:
     ):
         if bad:
             raise UserError(f"labels.ids: {', '.join(bad[:5])} ({len(bad)} of {len(names)}): {rule}")
+
+
+def cells_mask(cells: Sequence[int], grid: Grid, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which pixels of an image of (width, height) lie in one of the cells, [H, W]."""
+    mask = np.zeros(size[::-1], dtype=np.bool_)
+    for cell in cells:
+        left, top, right, bottom = cell_box(cell, grid, size)
+        mask[top:bottom, left:right] = True
+    return mask
+
+
+def keep_bought(ids: Sequence[str], labels: NDArray[np.uint8], cells: LabelCells | None) -> NDArray[np.uint8]:
+    """Labels (N, H, W), void outside the cells that were bought; an image without named cells keeps its whole label."""
+    if cells is None:
+        return labels
+    size = labels.shape[2], labels.shape[1]
+    kept = [
+        np.where(cells_mask(cells.images[name], cells.grid, size), label, IGNORE) if name in cells.images else label
+        for name, label in zip(ids, labels, strict=True)
+    ]
+    return np.stack(kept).astype(np.uint8)
+
+
+def count_bought(ids: Sequence[str], cells: LabelCells | None) -> float:
+    """How many whole labels these images amount to: of one with named cells, only the share of the cells counts."""
+    if cells is None:
+        return len(ids)
+    whole = cells.grid[0] * cells.grid[1]
+    return sum(len(cells.images[name]) / whole if name in cells.images else 1 for name in ids)

@@ -263,6 +263,16 @@ def read_groups(address: str, columns: Sequence[str]) -> Iterator[pa.Table]:
             yield file.read_row_group(group, list(columns))
 
 
+def read_group(address: str, group: int) -> pa.Table:
+    """Rows ``group * ROWS_PER_GROUP`` and the next ones of a shard, all columns.
+
+    Raises:
+        UserError: missing or damaged shard.
+    """
+    with _opened(address) as file:
+        return file.read_row_group(group)
+
+
 def decode(
     rows: pa.Table | Mapping[str, Iterable[Any]],
     size: tuple[int, int] | None,

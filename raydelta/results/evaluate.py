@@ -4,7 +4,10 @@ from pathlib import Path
 
 from raydelta.compute.device import find_place
 from raydelta.compute.tasks import get_or_cause, start_remote
+from raydelta.config import LabelCells
+from raydelta.data.labels import count_bought
 from raydelta.data.prepare import evaluation_split, unseen_sequences
+from raydelta.data.price import Price, price_of
 from raydelta.data.shards import Domain, list_ids, read_manifest
 from raydelta.data.streams import load_images
 from raydelta.progress import Progress
@@ -40,6 +43,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     data = job.config.data
     model = load_model(job, place)
     domains: list[tuple[Domain, str]] = [("synthetic", data.synthetic)] if job.kind == "expert" else []
+    price = price_labels(job)
     rows = []
     domains.append(("real", data.real))
     for domain, uri in domains:
@@ -74,6 +78,8 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
+                pixels=price.pixels if price else None,
+                clicks=price.clicks if price else None,
                 stage=job.directory.name,
                 confusion=confusion.tolist(),
             )
@@ -82,12 +88,41 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
 
 
 def count_labels(job: Job) -> tuple[int, int]:
-    """What a row cost: labels trained on, and labels by which settings were chosen (of translators alone)."""
+    """What a row cost: labels trained on, and labels by which settings were chosen (of translators alone).
+
+    Bought cells count by their share of the image, rounded to whole labels together.
+    """
     if job.kind == "expert":
         return 0, 0
-    trained = {name for each in [*job.parents, job] for name in label_ids(each)[0]}
+    trained = trained_on(job)
     chosen = label_ids(job)[1] if any(each.kind == "translator" for each in [*job.parents, job]) else []
-    return len(trained), len(chosen)
+    return round(count_bought(trained, _cells(job))), len(chosen)
+
+
+def trained_on(job: Job) -> list[str]:
+    """The ids of the labels that it and all that it builds on were trained on."""
+    return sorted({name for each in [*job.parents, job] for name in label_ids(each)[0]})
+
+
+def price_labels(job: Job) -> Price | None:
+    """What the labels that it was trained on cost, by the truth; None where it takes all that there are."""
+    if job.kind == "expert":
+        return Price(0, 0, 0)
+    if job.budget < 0:
+        return None
+    ids, data = trained_on(job), job.config.data
+    if not ids:
+        return Price(0, 0, 0)
+    labels = load_images(data.real, "train", data.size, ids=ids).labels
+    assert labels is not None
+    cells = _cells(job)
+    return price_of(dict(zip(ids, labels, strict=True)), cells.images if cells else {}, cells.grid if cells else (1, 1))
+
+
+def _cells(job: Job) -> LabelCells | None:
+    """The cells that were bought, where its labels are not whole."""
+    ids = job.config.labels.ids
+    return ids.cells if ids is not None and job.budget >= 0 else None
 
 
 def device_hours(job: Job) -> float:

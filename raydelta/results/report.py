@@ -5,6 +5,7 @@ and which command brings it.
 """
 
 import functools
+import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -57,8 +58,19 @@ def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:
         run, page = unfinished, _unfinished_page(unfinished)
     else:
         raise UserError(f"{run}: neither a sweep nor a training of raydelta, finished or not; name its directory")
+    page.lead += _headroom(run)
     write_atomically(run / PAGE, render(page))
     return run / PAGE
+
+
+def _headroom(run: Path) -> list[str]:
+    """What ``raydelta select --headroom`` has found for this run, if it was asked."""
+    try:
+        return [str(finding) for finding in json.loads((run / "headroom.json").read_text())["findings"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["headroom.json is damaged: the same raydelta select --headroom again renews it."]
 
 
 def render(page: Page) -> str:

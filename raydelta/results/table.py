@@ -32,6 +32,8 @@ class Row(BaseModel):
     per_class: dict[str, float | None]  # percent; None: the class is absent
     means: dict[str, float] = {}  # mIoU over the classes of a smaller built-in taxonomy: synthia16, synthia13
     images: int
+    pixels: int | None = None  # labelled to train on, at the size of training; None: all labels, or an older table
+    clicks: int | None = None  # that these cost, see data/price
     stage: str | None = None  # name of its training, and of its directory beside the run's; None: an older table
     confusion: list[list[int]] | None = None  # pixels, rows truth and columns prediction; None: an older table
 

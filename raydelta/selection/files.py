@@ -1,23 +1,31 @@
-"""A selection as files: a table, the images, lists for CVAT and Label Studio, and ``labels.yaml``."""
+"""A selection as files: its table, the images, tasks for labelling tools, and the labels to train on next."""
 
 import csv
 import io
 import json
 import shlex
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
 
 from raydelta.config import GuidanceConfig
+from raydelta.data.labels import Box, Grid, cell_box, cells_mask
+from raydelta.data.price import Price, price_of
 from raydelta.data.shards import is_plain, read_rows
+from raydelta.data.taxonomy import IGNORE
+from raydelta.data.writing import encode_jpeg
 from raydelta.errors import UserError
+from raydelta.selection.tools import Task, write_tasks
 from raydelta.storage import write_atomically
 from raydelta.training.job import Job, label_ids
+
+SUMMARY, FORMAT = "selection.json", 1
 
 
 @dataclass(frozen=True)
@@ -26,23 +34,26 @@ class Choice:
 
     id: str
     sequence: str
-    score: float
+    score: float | None  # None: the strategy has none
     cell: int  # row by row
     labelled: bool  # the data set has its label already, the run has not used it
 
 
-def cell_box(cell: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a cell in an image of (width, height), the latter two outside."""
-    (columns, rows), (width, height) = grid, size
-    row, column = divmod(cell, columns)
-    left, top = column * width // columns, row * height // rows
-    return left, top, -(-(column + 1) * width // columns), -(-(row + 1) * height // rows)
+def write_selection(
+    job: Job,
+    choices: Sequence[Choice],
+    grid: Grid | None,
+    predictions: Mapping[str, NDArray[np.uint8]],
+    strategy: str,
+    directory: Path,
+) -> Price:
+    """Write the table, the images, tasks for CVAT and Label Studio, and ``labels.yaml``; returns the price.
 
+    ``labels.yaml`` names all labels once these are bought: what ``labels.ids`` takes. With a grid the images are dark
+    outside the cells that are wanted.
 
-def write_selection(job: Job, choices: Sequence[Choice], grid: tuple[int, int] | None, directory: Path) -> None:
-    """``selection.csv``, the photographs themselves, import lists for CVAT and Label Studio, and ``labels.yaml``.
-
-    ``labels.yaml`` names all labels once these are bought: what ``labels.ids`` takes.
+    Args:
+        predictions: id → predicted classes [H, W] at the size of training, of every chosen image.
     """
     columns = ["id", "image", "height", "width"]
     stored = read_rows(
@@ -50,34 +61,52 @@ def write_selection(job: Job, choices: Sequence[Choice], grid: tuple[int, int] |
     ).to_pylist()
     rows = {row["id"]: row for row in stored}
     ids = list(dict.fromkeys(choice.id for choice in choices))
-    files = {name: _file_name(name, rows[name]["image"]) for name in ids}
-    boxes: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
+    cells = {name: tuple(choice.cell for choice in choices if choice.id == name) for name in ids} if grid else {}
+    tasks = []
+    for name in ids:
+        encoded, size = rows[name]["image"], (rows[name]["width"], rows[name]["height"])
+        draft = np.asarray(Image.fromarray(predictions[name]).resize(size, Image.Resampling.NEAREST))
+        boxes: tuple[Box, ...] = ()
+        if grid:
+            wanted = cells_mask(cells[name], grid, size)
+            boxes = tuple(cell_box(cell, grid, size) for cell in cells[name])
+            draft = np.where(wanted, draft, IGNORE).astype(np.uint8)
+            encoded = _darken(encoded, wanted)
+        tasks.append(Task(name, _file_name(name, encoded), boxes, draft))
+        target = directory / "images" / tasks[-1].file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encoded)
+    write_tasks(tasks, job.taxonomy, job.directory.name, directory)
+    write_atomically(directory / "labels.yaml", yaml.safe_dump(bought_then(job, choices, grid), sort_keys=False))
+    price = price_of({name: predictions[name] for name in ids}, cells, grid or (1, 1))
+    summary = {
+        "format": FORMAT,
+        "strategy": strategy,
+        "data": job.config.data.real,
+        "images": ids,
+        "cells": {"grid": grid, "images": cells} if grid else None,
+        "price": asdict(price),
+        "train": training_arguments(job, choices),
+    }
+    write_atomically(directory / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    scored = all(choice.score is not None for choice in choices)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["rank", "id", "sequence", "score", *(["left", "top", "right", "bottom"] if grid else [])])
+    sides = ["left", "top", "right", "bottom"] if grid else []
+    table.writerow(["rank", "id", "sequence", *["score"] * scored, *sides])
     for rank, choice in enumerate(choices, 1):
-        box = cell_box(choice.cell, grid, (rows[choice.id]["width"], rows[choice.id]["height"])) if grid else ()
-        table.writerow([rank, choice.id, choice.sequence, f"{choice.score:.6f}", *box])
-        if len(box) == 4:
-            boxes[choice.id].append(box)
-    for name in ids:
-        target = directory / "images" / files[name]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(rows[name]["image"])
-    write_atomically(directory / "images.txt", "".join(f"{files[name]}\n" for name in ids))
-    write_atomically(directory / "manifest.jsonl", _cvat_manifest([(files[name], rows[name]) for name in ids]))
-    tasks = [
-        {
-            "data": {"image": f"/data/local-files/?d=images/{quote(files[name])}"},
-            "meta": {"id": name} | ({"boxes": boxes[name]} if grid else {}),
-        }
-        for name in ids
-    ]
-    write_atomically(directory / "label-studio.json", json.dumps(tasks, indent=1) + "\n")
-    train, validation = label_ids(job)
-    labels = {"train": [*train, *ids], "validation": validation}
-    write_atomically(directory / "labels.yaml", yaml.safe_dump(labels, sort_keys=False))
+        size = rows[choice.id]["width"], rows[choice.id]["height"]
+        score = [f"{choice.score:.6f}"] if scored else []
+        box = cell_box(choice.cell, grid, size) if grid else ()
+        table.writerow([rank, choice.id, choice.sequence, *score, *box])
     write_atomically(directory / "selection.csv", text.getvalue())  # last: it stands for the whole
+    return price
+
+
+def _darken(encoded: bytes, wanted: NDArray[np.bool_]) -> bytes:
+    """The image, dark where nothing is to be labelled: one still sees where one is."""
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    return encode_jpeg(Image.fromarray(np.where(wanted[..., None], pixels, pixels // 4)))
 
 
 def _file_name(identifier: str, encoded: bytes) -> str:
@@ -88,23 +117,42 @@ def _file_name(identifier: str, encoded: bytes) -> str:
     return identifier + (".png" if encoded.startswith(b"\x89PNG") else ".jpg")
 
 
-def _cvat_manifest(files: Sequence[tuple[str, Any]]) -> str:
-    """A manifest as CVAT reads it from a share or a bucket: one JSON object a line."""
-    lines: list[dict[str, Any]] = [{"version": "1.1"}, {"type": "images"}]
-    for file, row in files:
-        name, _, extension = file.rpartition(".")
-        lines.append({"name": name, "extension": f".{extension}", "width": row["width"], "height": row["height"]})
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def training_command(job: Job, choices: Sequence[Choice], directory: Path) -> str:
-    """The command that trains with the old labels and the new ones."""
+def bought_then(job: Job, choices: Sequence[Choice], grid: Grid | None) -> dict[str, Any]:
+    """The old labels and the new ones, as ``labels.ids`` takes them. Cells join those that the run has of an image."""
     train, validation = label_ids(job)
-    budget = len(train) + len({choice.id for choice in choices})
-    arguments = ["--runs", job.directory.parent, "--config", job.directory / "checkpoint" / "config.yaml"]
-    arguments += [f"labels.ids={directory / 'labels.yaml'}", f"labels.budget={budget}"]
-    arguments += [f"labels.validation={len(validation)}"]
+    ids: dict[str, Any] = {
+        "train": list(dict.fromkeys([*train, *(choice.id for choice in choices)])),
+        "validation": validation,
+    }
+    before = job.config.labels.ids
+    known = before.cells if before is not None else None
+    if grid is None and known is None:
+        return ids
+    images = {name: list(cells) for name, cells in (known.images if known else {}).items() if name in train}
+    for choice in choices:
+        if grid is None:
+            images.pop(choice.id, None)
+        else:
+            images.setdefault(choice.id, []).append(choice.cell)
+    return ids | {"cells": {"grid": list(grid or known.grid), "images": images}}  # type: ignore[union-attr]
+
+
+def training_arguments(job: Job, choices: Sequence[Choice]) -> list[str]:
+    """What the next training takes beside its data set and ``labels.ids``."""
+    train, validation = label_ids(job)
+    budget = len({*train, *(choice.id for choice in choices)})
+    arguments = ["--runs", str(job.directory.parent), "--config", str(job.directory / "checkpoint" / "config.yaml")]
+    arguments += [f"labels.budget={budget}", f"labels.validation={len(validation)}"]
     if job.config.guidance.weight == 0:  # an unguided translator would leave the labels unused
         arguments.append(f"guidance.weight={GuidanceConfig().weight}")
-    set_with_labels = [] if all(choice.labelled for choice in choices) else ["--real", "SET_WITH_THE_NEW_LABELS"]
-    return shlex.join(map(str, ["raydelta", "train", "translator", *set_with_labels, *arguments]))
+    return arguments
+
+
+def training_command(directory: Path, arguments: Sequence[str], real: str | None = None) -> str:
+    """The command that trains with the old labels and the new ones of a selection.
+
+    Args:
+        real: the data set that holds the new labels; None: the run's own does.
+    """
+    data = ["--real", real] if real is not None else []
+    return shlex.join(["raydelta", "train", "translator", *data, *arguments, f"labels.ids={directory / 'labels.yaml'}"])

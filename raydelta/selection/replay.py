@@ -1,9 +1,9 @@
 """Labelling replayed on photographs whose labels are known: which strategy needs the fewest labels.
 
 Every strategy begins with the same seeded labels. A round chooses with the last translator, adds the labels and trains
-on from its weights; the rounds of all strategies and seeds run side by side on Ray. Each training is a stage, so a
-replay that was stopped goes on where it was. No label is read before it is bought, and no test image before all is
-trained.
+a translator anew, or with ``replay.steps`` on from its weights. The rounds of all strategies and seeds run side by side
+on Ray. Each training is a stage, so a replay that was stopped goes on where it was. No label is read before it is
+bought, and no test image before all is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +13,21 @@ from pathlib import Path
 import numpy as np
 
 from raydelta.config import Config, override
-from raydelta.data.labels import choose_labels
+from raydelta.data.labels import choose_labels, count_bought
 from raydelta.data.shards import list_ids
 from raydelta.data.streams import load_images
 from raydelta.errors import UserError
 from raydelta.recipes import METHODS, MethodName
 from raydelta.results.pictures import strip
 from raydelta.search_space import ReplayConfig
-from raydelta.selection.select import check_count, choose
+from raydelta.selection.files import bought_then
+from raydelta.selection.select import check_count, choose, default_grid
 from raydelta.training.job import Job, label_ids, make_job
 
 SHOWN = 8  # choices of each strategy in the picture
+
+PARTNER: MethodName = "joint training"
+"""The student of a committee."""
 
 
 def replay(
@@ -48,6 +52,9 @@ def replay(
         chains |= {(strategy, seed): [first] for strategy in settings.strategies}
     for previous, budget in pairwise((0, *settings.budgets)):
         if previous:
+            partners = [chain[-1] for (strategy, _), chain in chains.items() if strategy == "committee"]
+            if partners:
+                train([with_labels_of(job, PARTNER, expert) for job in partners])
             for (strategy, _), chain in chains.items():
                 chain.append(buy(chain[-1], strategy, budget, settings, expert))
         train(list({chain[-1].directory: chain[-1] for chain in chains.values()}.values()))
@@ -68,17 +75,20 @@ def begin(config: Config, expert: Job) -> Job:
 
 
 def buy(job: Job, strategy: str, budget: int, settings: ReplayConfig, expert: Job) -> Job:
-    """The next round of a translator: the labels it would choose, up to a budget, on top of its own."""
-    train, validation = label_ids(job)
-    count = budget - len(train)
-    check_count(job, count, (1, 1))
-    choices, _ = choose(job, count, strategy, window=settings.window)
+    """The next round of a translator: the labels it would choose, up to a budget, on top of its own.
+
+    A strategy for cells buys as many pixels as whole images would have.
+    """
+    grid, had = default_grid(job, strategy), job.config.labels.ids
+    count = round((budget - count_bought(label_ids(job)[0], had.cells if had else None)) * grid[0] * grid[1])
+    check_count(job, count, grid)
+    choices, _ = choose(job, count, strategy, grid=grid, window=settings.window)
     if not all(choice.labelled for choice in choices):
         raise UserError(
             f"{job.config.data.real}: a replay buys labels that are known, and not every photograph has one"
         )
-    ids = {"train": [*train, *(choice.id for choice in choices)], "validation": validation}
-    fields = {"labels.ids": ids, "labels.budget": budget}
+    ids = bought_then(job, choices, None if grid == (1, 1) else grid)
+    fields = {"labels.ids": ids, "labels.budget": len(ids["train"])}
     if settings.steps is not None:
         fields |= {"translator.start": job.directory.name, "translator.steps": settings.steps}
     return make_job("translator", override(job.config, fields), expert.directory.parent, expert.directory)

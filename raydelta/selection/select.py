@@ -1,15 +1,12 @@
-"""``raydelta select``: score a translator's pool over Ray, choose what to label next, write it for labelling tools.
+"""``raydelta select``: choose what to label next for a finished translator, and write it for labelling tools.
 
-The pool are the photographs of the training split whose label the run has not used. It streams through an actor pool of
-Ray Data, and only scores and small feature vectors come back, so memory does not grow with the pixels. No label is
-read, and no other split. Scores are kept beside the translator as they come: a selection that was killed goes on, and
-one of another size asks the networks nothing.
+The pool are the photographs of the training split whose label the run has not used. No label is read, and no other
+split.
 """
 
-import io
-import time
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,36 +15,22 @@ import torch
 from torch import Tensor
 
 from raydelta.compute.cluster import ensure_ray
-from raydelta.compute.device import Place, find_place
-from raydelta.compute.tasks import actor_pool, cause_of, run_remote
-from raydelta.data.augment import to_float, to_uint8
-from raydelta.data.shards import Sample, data_fingerprint, list_ids, read_manifest
-from raydelta.data.streams import load_images, scan_rows
+from raydelta.data.labels import Grid
+from raydelta.data.price import Price
+from raydelta.data.shards import Sample, list_ids
 from raydelta.errors import UserError
-from raydelta.networks.layers import freeze
-from raydelta.progress import Progress
-from raydelta.results.pictures import colourise, heat, outline, strip
-from raydelta.selection.files import Choice, cell_box, training_command, write_selection
-from raydelta.selection.strategies import (
-    STRATEGIES,
-    Networks,
-    View,
-    alike,
-    choose_batch,
-    find_strategy,
-    rarity_weights,
-    score,
-)
-from raydelta.storage import fingerprint, write_atomically
+from raydelta.selection.batch import choose_batch, choose_typical, stride_over_time
+from raydelta.selection.files import Choice, training_arguments, training_command, write_selection
+from raydelta.selection.scoring import predict_pool, score_pool
+from raydelta.selection.sheet import draw_selection
+from raydelta.selection.strategies import find_strategy, rarity_weights
 from raydelta.training.job import Job, find_job, label_ids
-from raydelta.training.trained import load_generator, load_segmenter
 
 WINDOW = 5
 """Frames: of this many that follow each other in a sequence, a batch holds one."""
 
-BATCH = 16
-KEPT_EVERY = 20.0  # seconds of scoring, at most, that a killed selection loses
-DRAWN = 24  # rows of the contact sheet, at most
+CELL = 16
+"""Pixels, width and height, of a cell of the strategies for cells."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +39,7 @@ class Selection:
 
     choices: list[Choice]
     directory: Path
+    price: Price  # by the present prediction
     command: str
 
 
@@ -65,7 +49,7 @@ def select(
     strategy: str = "random",
     *,
     out: Path | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: Grid | None = None,
     window: int = WINDOW,
 ) -> Selection:
     """Choose what to label next for a finished translator, and write it.
@@ -73,21 +57,25 @@ def select(
     Args:
         run: the directory of a translator, or of a sweep: its best one.
         count: images, or with a grid cells.
-        out: where it is written; in the run's directory, if None.
-        grid: columns and rows of the cells that are chosen in place of whole images.
+        out: output directory; by default one in the run's directory.
+        grid: columns and rows of the cells that are chosen in place of whole images; a strategy for cells has its own.
 
     Raises:
         UserError: no translator, no such strategy, or a pool too small.
     """
     job = find_translator(run)
-    find_strategy(strategy)
-    check_count(job, count, grid or (1, 1))
+    grid = grid or default_grid(job, strategy)
+    check_count(job, count, grid)
     ensure_ray()
-    choices, weights = choose(job, count, strategy, grid=grid or (1, 1), window=window)
+    choices, weights = choose(job, count, strategy, grid=grid, window=window)
     directory = (out or job.directory / f"selection-{strategy}").resolve()
-    write_selection(job, choices, grid, directory)
-    draw_selection(job, choices[:DRAWN], strategy, grid, weights, directory / "sheet.png")
-    return Selection(choices, directory, training_command(job, choices, directory))
+    shown = None if grid == (1, 1) else grid
+    predictions = predict_pool(job, sorted({choice.id for choice in choices}))
+    price = write_selection(job, choices, shown, predictions, strategy, directory)
+    draw_selection(job, choices, strategy, shown, weights, directory / "sheet.png")
+    real = None if all(choice.labelled for choice in choices) else "SET_WITH_THE_NEW_LABELS"
+    command = training_command(directory, training_arguments(job, choices), real)
+    return Selection(choices, directory, price, command)
 
 
 def find_translator(run: Path) -> Job:
@@ -102,13 +90,35 @@ def find_translator(run: Path) -> Job:
     return job
 
 
-def list_pool(job: Job) -> list[Sample]:
-    """The photographs of the training split whose labels the run has not used, neither to train nor to validate."""
+def default_grid(job: Job, strategy: str) -> Grid:
+    """The grid of a strategy: cells of 16 x 16 pixels if it is one for cells, else whole images.
+
+    Raises:
+        UserError: no such strategy.
+    """
+    if not find_strategy(strategy).cells:
+        return 1, 1
+    return max(1, job.config.data.width // CELL), max(1, job.config.data.height // CELL)
+
+
+def list_pool(job: Job, grid: Grid = (1, 1)) -> list[Sample]:
+    """The photographs of the training split whose label the run has not used, neither to train nor to validate.
+
+    With a grid also those of which it has used only some cells.
+    """
     used = {name for names in label_ids(job) for name in names}
+    if grid != (1, 1):
+        used -= {name for name, cells in bought_cells(job).items() if len(cells) < grid[0] * grid[1]}
     return [sample for sample in list_ids(job.config.data.real, "train") if sample.id not in used]
 
 
-def check_count(job: Job, count: int, grid: tuple[int, int]) -> None:
+def bought_cells(job: Job) -> Mapping[str, tuple[int, ...]]:
+    """The cells that the run has bought, of images that are not labelled as a whole."""
+    ids = job.config.labels.ids
+    return ids.cells.images if ids is not None and ids.cells is not None else {}
+
+
+def check_count(job: Job, count: int, grid: Grid) -> None:
     """
     Raises:
         UserError: there is no such count or grid, or the pool does not have so many.
@@ -116,16 +126,26 @@ def check_count(job: Job, count: int, grid: tuple[int, int]) -> None:
     data, (columns, rows) = job.config.data, grid
     if not (1 <= columns <= data.width and 1 <= rows <= data.height):
         raise UserError(f"regions = {columns}x{rows}: the images have {data.width}x{data.height} pixels")
-    pool = len(list_pool(job))
+    ids = job.config.labels.ids
+    if grid != (1, 1) and ids is not None and ids.cells is not None and ids.cells.grid != grid:
+        before = "x".join(map(str, ids.cells.grid))
+        raise UserError(f"regions = {columns}x{rows}: the run has bought cells of a {before} grid; take the same one")
+    pool = len(list_pool(job, grid))
     if pool == 0:
         raise UserError(f"{data.real}: the run has used the label of every photograph to train on; add photographs")
-    if not 1 <= count <= pool * columns * rows:
+    bought = sum(map(len, bought_cells(job).values())) if grid != (1, 1) else 0
+    available = pool * columns * rows - bought
+    if not 1 <= count <= available:
         cells = f" with {columns * rows} cells each" if columns * rows > 1 else ""
-        raise UserError(f"count = {count}, but the pool has {pool} photographs{cells}; ask for 1 to as many")
+        raise UserError(f"count = {count}, but the pool has {pool} photographs{cells}; ask for 1 to {available}")
+    if grid != (1, 1) and count < job.classes:
+        warnings.warn(
+            f"count = {count} cells, but there are {job.classes} classes: most will have no label", stacklevel=3
+        )
 
 
 def choose(
-    job: Job, count: int, strategy: str, *, grid: tuple[int, int] = (1, 1), window: int = WINDOW
+    job: Job, count: int, strategy: str, *, grid: Grid = (1, 1), window: int = WINDOW
 ) -> tuple[list[Choice], Tensor]:
     """What to label next, best first, and the class weights (C,) that its scores are made with. Ray has to run.
 
@@ -133,23 +153,38 @@ def choose(
         UserError: no such strategy, the windows leave too few, or the strategy cannot tell the cells apart.
     """
     method = find_strategy(strategy)
-    if strategy == "coverage" and grid != (1, 1):
-        raise UserError("strategy 'coverage' compares whole images: leave --regions out, or take another one")
-    pool = {sample.id: sample for sample in list_pool(job)}
-    if method.heat is alike and not method.diverse:  # nothing to ask the networks
-        scored = {"id": np.array(sorted(pool)), "scores": np.ones((len(pool), grid[0] * grid[1]))}
-    else:
+    if method.whole and grid != (1, 1):
+        raise UserError(f"strategy {strategy!r} compares whole images: leave --regions out, or take another one")
+    weights = torch.ones(job.classes)
+    samples = sorted(list_ids(job.config.data.real, "train"))
+    pool = {sample.id: sample for sample in list_pool(job, grid)}
+    if method.way == "stride":
+        order = sorted(samples, key=lambda sample: (sample.sequence, sample.id))
+        sequences = np.unique([sample.sequence for sample in order], return_inverse=True)[1]
+        labelled = np.array([sample.id not in pool for sample in order])
+        chosen = stride_over_time(sequences, labelled, count, job.config.seed)
+        return [_choice(order[row], None, cell) for row, cell in chosen], weights
+
+    if method.looks or method.diverse or method.way == "typical":
         scored = score_pool(job, strategy, grid)
+    else:  # nothing to ask the networks
+        scored = {"id": np.array(sorted(pool)), "scores": np.ones((len(pool), grid[0] * grid[1]))}
     ids, scores, features = scored["id"].tolist(), scored["scores"], scored.get("features")
     rows = [row for row, name in enumerate(ids) if name in pool]
-    weights = torch.ones(job.classes)
+    bought = set(label_ids(job)[0])
+    labelled_rows = [row for row, name in enumerate(ids) if name in bought]
+    if method.way == "typical":
+        assert features is not None
+        both = [*labelled_rows, *rows]
+        chosen = choose_typical(features[both], range(len(labelled_rows)), count, job.config.seed)
+        return [_choice(pool[ids[both[row]]], None, cell) for row, cell in chosen], weights
+
     if method.rare:
         weights = rarity_weights(torch.from_numpy(scored["predicted"][rows]).sum(0).double()).float()
         scores = scores @ weights.numpy()
-
-    places = sequence_places(list_ids(job.config.data.real, "train"))
-    bought = set(label_ids(job)[0])
-    labelled = [row for row, name in enumerate(ids) if name in bought]
+    places, had = sequence_places(samples), np.zeros((len(rows), grid[0] * grid[1]), dtype=bool)
+    for index, row in enumerate(rows):
+        had[index, list(bought_cells(job).get(ids[row], ()))] = True
     chosen = choose_batch(
         scores[rows],
         np.array([places[ids[row]][0] for row in rows]),
@@ -158,10 +193,18 @@ def choose(
         window,
         job.config.seed,
         features[rows] if features is not None else None,
-        features[labelled] if features is not None else None,
+        features[labelled_rows] if features is not None else None,
+        grid=grid,
+        bought=had,
     )
-    found = [(pool[ids[rows[image]]], float(scores[rows[image], cell]), cell) for image, cell in chosen]
-    return [Choice(sample.id, sample.sequence, score, cell, sample.labelled) for sample, score, cell in found], weights
+    return [
+        _choice(pool[ids[rows[image]]], float(scores[rows[image], cell]) if method.looks else None, cell)
+        for image, cell in chosen
+    ], weights
+
+
+def _choice(sample: Sample, score: float | None, cell: int) -> Choice:
+    return Choice(sample.id, sample.sequence, score, cell, sample.labelled)
 
 
 def sequence_places(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
@@ -174,134 +217,3 @@ def sequence_places(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
         for number, sequence in enumerate(sorted(sequences))
         for place, name in enumerate(sorted(sequences[sequence]))
     }
-
-
-def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What ``Scorer`` says of every photograph of the training split, by id."""
-    import ray
-
-    data = job.config.data
-    split = read_manifest(data.real).splits["train"]
-    kept = job.directory / "scores" / fingerprint([strategy, grid, data_fingerprint(data.real)])
-    parts = [_read_part(path) for path in sorted(kept.glob("*.npz"))]
-    done = {name for part in parts for name in part["id"].tolist()}
-    if len(done) < split.rows:
-        scored = scan_rows(data.real, "train", data.size, done).map_batches(
-            Scorer,
-            fn_constructor_args=(job, strategy, grid),
-            batch_size=BATCH,
-            **actor_pool(len(split.shards)),
-        )
-        progress, fresh, last = Progress("selection"), list[dict[str, np.ndarray]](), time.monotonic()
-        try:
-            for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
-                fresh.append(batch)
-                done.update(batch["id"].tolist())
-                progress.update(len(done), split.rows, "photographs scored")
-                if len(done) == split.rows or time.monotonic() - last > KEPT_EVERY:
-                    parts.append(_keep_part(kept / f"{len(parts):05}.npz", fresh))
-                    fresh, last = [], time.monotonic()
-        except ray.exceptions.RayError as error:
-            raise cause_of(error) from None
-        progress.finish(f"{split.rows} photographs scored with {strategy}")
-    whole = _joined(parts)
-    return {name: values[np.argsort(whole["id"])] for name, values in whole.items()}
-
-
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _keep_part(path: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    part = _joined(batches)
-    part["id"] = part["id"].astype(str)  # as objects they would be pickled
-    content = io.BytesIO()
-    np.savez(content, **part)  # type: ignore[arg-type]
-    write_atomically(path, content.getvalue())
-    return part
-
-
-def _read_part(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as part:
-        return dict(part)
-
-
-class Scorer:
-    """An actor of the pool: decoded rows → id and what ``score`` says of them."""
-
-    def __init__(self, job: Job, strategy: str, grid: tuple[int, int]) -> None:
-        self.place, self.strategy, self.grid = _find_own_place(job), STRATEGIES[strategy], grid
-        self.networks = load_networks(job, self.place)
-        self.classes = job.classes
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            view = View(self.networks, to_float(torch.from_numpy(batch["pixels"]).to(self.place.device)))
-            found = score(self.strategy, view, self.classes, self.grid)
-            return {"id": batch["id"]} | {name: values.cpu().numpy() for name, values in found.items()}
-
-
-def load_networks(job: Job, place: Place) -> Networks:
-    """The networks of a finished translator on the place's device."""
-    assert job.expert is not None
-    segmenter = freeze(load_segmenter(job.expert, job.classes)).to(place.device, place.dtype)
-    deepest: list[Tensor] = []
-    segmenter.encoder.register_forward_hook(lambda module, arguments, stages: deepest.append(stages[-1]))  # type: ignore[union-attr]
-
-    def expert(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = segmenter(images.to(place.dtype)).float()
-        return logits, deepest.pop().float().mean((2, 3))
-
-    r2s, s2r = (load_generator(job.directory, name, place) for name in ("r2s_ema", "s2r_ema"))
-    return Networks(r2s, s2r, expert)
-
-
-def _load(job: Job, ids: list[str], place: Place) -> Tensor:
-    data = job.config.data
-    images = load_images(data.real, "train", data.size, labels=False, ids=ids)
-    return to_float(torch.from_numpy(images.pixels).to(place.device))
-
-
-def _find_own_place(job: Job) -> Place:
-    torch.set_num_threads(1)
-    return find_place(job.config)
-
-
-def draw_selection(
-    job: Job,
-    choices: Sequence[Choice],
-    strategy: str,
-    grid: tuple[int, int] | None,
-    weights: Tensor,
-    path: Path,
-) -> None:
-    """The contact sheet: real | translated | prediction | heat map of every choice, with its score."""
-    run_remote(_draw_here, job, choices, strategy, grid, weights, path)
-
-
-def _draw_here(
-    job: Job,
-    choices: Sequence[Choice],
-    strategy: str,
-    grid: tuple[int, int] | None,
-    weights: Tensor,
-    path: Path,
-) -> None:
-    place, taxonomy = _find_own_place(job), job.taxonomy
-    networks, size = load_networks(job, place), job.config.data.size
-    rows, heats = [], []
-    with torch.inference_mode():
-        for choice in choices:
-            view = View(networks, _load(job, [choice.id], place))
-            real, translated = (
-                to_uint8(part)[0].permute(1, 2, 0).cpu().numpy() for part in (view.images, view.translated)
-            )
-            if grid:
-                real = outline(real, cell_box(choice.cell, grid, size))
-            rows.append([real, translated, colourise(view.classes[0].byte().cpu().numpy(), taxonomy)])
-            heats.append((STRATEGIES[strategy].heat(view) * weights.to(place.device)[view.classes])[0].cpu().numpy())
-    hottest = float(np.quantile(heats, 0.99)) or 1.0  # one pixel must not leave all others dark
-    for row, values in zip(rows, heats, strict=True):
-        row.append(heat(row[0], (values / hottest).clip(0, 1)))
-    captions = [f"{rank}.  score {choice.score:.4f}  {choice.id}" for rank, choice in enumerate(choices, 1)]
-    strip(rows, ["real", "translated", "prediction", strategy], path, captions)

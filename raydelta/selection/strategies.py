@@ -1,15 +1,15 @@
-"""Which photographs to label next, the maths: what a label would teach, pixel by pixel, and the choice of a batch.
+"""Strategies: what a label of each pixel would teach. The place to add one.
 
-A strategy turns a batch of photographs into heat maps; the mean heat of an image, or of a cell of it, is its score,
-where rare classes may count more. One place to add a strategy.
+A strategy turns a batch of photographs into heat maps. The mean heat of an image, or of a cell of it, is its score;
+rare classes may count more. How a batch is chosen from the scores: ``batch``.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import log
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +29,8 @@ class Networks:
 
     r2s: Callable[[Tensor], Tensor]
     s2r: Callable[[Tensor], Tensor]
-    expert: Callable[[Tensor], tuple[Tensor, Tensor]]  # fp32 logits (N, C, H, W) and features (N, F)
+    expert: Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # fp32 logits (N, C, H, W), features (N, F, h, w) by layer
+    student: Callable[[Tensor], Tensor] | None = None  # fp32 logits; for ``committee`` alone
 
 
 class View:
@@ -48,7 +49,7 @@ class View:
         return self._networks.r2s(self.images)
 
     @cached_property
-    def _seen(self) -> tuple[Tensor, Tensor]:
+    def _seen(self) -> tuple[Tensor, list[Tensor]]:
         return self._networks.expert(self.translated)
 
     @property
@@ -64,7 +65,21 @@ class View:
     @property
     def features(self) -> Tensor:
         """The expert's deepest features of R2S(x), averaged over the image, (N, F)."""
-        return self._seen[1]
+        return self._seen[1][-1].mean((2, 3))
+
+    @property
+    def layout(self) -> Tensor:
+        """What is where in the image, (N, F): the expert's last three layers averaged over 4 x 2 parts of the image,
+        and the share of each predicted class."""
+        layers = [F.adaptive_avg_pool2d(layer, (2, 4)).flatten(1) for layer in self._seen[1][-3:]]
+        shares = count_classes(self.classes, self.logits.shape[1]) / self.classes[0].numel()
+        return torch.cat([*layers, shares], 1)
+
+    @property
+    def student(self) -> Tensor:
+        """The student's view of x, (N, C, H, W)."""
+        assert self._networks.student is not None
+        return self._networks.student(self.images)
 
     @property
     def untranslated(self) -> Tensor:
@@ -97,11 +112,19 @@ def margin(view: View) -> Tensor:
 def ripu(view: View) -> Tensor:
     """Region impurity × uncertainty: entropy of the classes predicted around a pixel × mean entropy there.
 
-    Xie et al. 2022. The size of the neighbourhood is ours, and so is that only pixels half a neighbourhood apart are
-    looked at: scoring costs a tenth of the prediction then, not a third.
+    Xie et al. 2022. The size of the neighbourhood is ours. Only pixels half a neighbourhood apart are looked at (ours
+    too): scoring then costs a tenth of the prediction, not a third.
     """
+    return _impure_and_uncertain(view, 2 * max(1, view.logits.shape[2] // (2 * NEIGHBOURHOOD)) + 1)
+
+
+def ripu_small(view: View) -> Tensor:
+    """``ripu`` with regions of radius 1, 3 x 3 pixels, as published: it finds thin things and borders."""
+    return _impure_and_uncertain(view, 3)
+
+
+def _impure_and_uncertain(view: View, side: int) -> Tensor:
     logits = view.logits
-    side = 2 * max(1, logits.shape[2] // (2 * NEIGHBOURHOOD)) + 1
     predicted = torch.zeros_like(logits).scatter_(1, view.classes[:, None], 1.0)
     heat = _entropy(_smooth(predicted, side)) * _smooth(entropy(view)[:, None], side)[:, 0]
     return F.interpolate(heat[:, None], logits.shape[2:], mode="bilinear")[:, 0]
@@ -109,11 +132,19 @@ def ripu(view: View) -> Tensor:
 
 def disagreement(view: View) -> Tensor:
     """Jensen-Shannon divergence of E(x) and E(R2S(x)), as a share of the largest there is."""
-    pair = view.logits.softmax(1), view.untranslated.softmax(1)
-    mixed = sum(pair) / 2
-    assert isinstance(mixed, Tensor)
+    return _divergence(view.logits, view.untranslated)
+
+
+def committee(view: View) -> Tensor:
+    """Jensen-Shannon divergence of the student and of E(R2S(x)), as a share of the largest there is."""
+    return _divergence(view.logits, view.student)
+
+
+def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+    first, second = logits.softmax(1), others.softmax(1)
+    mixed = (first + second) / 2
     classes = mixed.shape[1]
-    return (_entropy(mixed) - (_entropy(pair[0]) + _entropy(pair[1])) / 2).clamp(min=0) * log(classes) / log(2)
+    return (_entropy(mixed) - (_entropy(first) + _entropy(second)) / 2).clamp(min=0) * log(classes) / log(2)
 
 
 def reconstruction(view: View) -> Tensor:
@@ -128,18 +159,35 @@ class Strategy:
     heat: Callable[[View], Tensor]  # (N, H, W), at least 0
     diverse: bool = False  # each choice is also far from the labelled and the chosen images in the expert's features
     rare: bool = False  # a pixel's heat counts × the weight of its predicted class, see ``rarity_weights``
+    way: Literal["hottest", "stride", "typical"] = "hottest"  # how a batch is chosen, see ``batch``
+    cells: bool = False  # cells of 16 x 16 pixels are chosen unless a grid is given
+
+    @property
+    def looks(self) -> bool:
+        """Whether pixels differ in heat, so that there is a heat map to show and a score to write."""
+        return self.heat is not alike
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can only tell whole images apart."""
+        return not self.looks and (self.diverse or self.way != "hottest")
 
 
 STRATEGIES: dict[str, Strategy] = {
     "combined": Strategy(ripu, diverse=True, rare=True),
     "random": Strategy(alike),
+    "stride": Strategy(alike, way="stride"),
+    "typical": Strategy(alike, way="typical"),
     "entropy": Strategy(entropy),
     "margin": Strategy(margin),
     "ripu": Strategy(ripu),
     "disagreement": Strategy(disagreement),
+    "committee": Strategy(committee),
     "reconstruction": Strategy(reconstruction),
     "coverage": Strategy(alike, diverse=True),
     "rarity": Strategy(entropy, rare=True),
+    "ripu-cells": Strategy(ripu_small, cells=True),
+    "random-cells": Strategy(alike, cells=True),
 }
 
 
@@ -165,6 +213,11 @@ def rarity_weights(pixels: Tensor) -> Tensor:
     return weights / (weights * shares).sum()
 
 
+def count_classes(classes: Tensor, count: int) -> Tensor:
+    """Pixels of each class: long (N, H, W) → (N, count)."""
+    return torch.stack([image.flatten().bincount(minlength=count) for image in classes])
+
+
 def cell_means(heat: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mean heat of every cell, row by row: (N, H, W) → (N, columns · rows).
 
@@ -183,7 +236,7 @@ def class_means(heat: Tensor, classes: Tensor, count: int, grid: tuple[int, int]
 
 
 def score(strategy: Strategy, view: View, classes: int, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """``scores`` (N, cells), and what choosing takes beside them: ``features`` (N, F) for a diverse strategy.
+    """``scores`` (N, cells), and ``features`` (N, F) where choosing takes them.
 
     Where rare classes weigh more, the scores are by predicted class (N, cells, C), and ``predicted`` (N, C) counts its
     pixels.
@@ -192,67 +245,12 @@ def score(strategy: Strategy, view: View, classes: int, grid: tuple[int, int]) -
     found = {"scores": cell_means(heat, grid)}
     if strategy.rare:
         found["scores"] = class_means(heat, view.classes, classes, grid)
-        found["predicted"] = torch.stack([image.flatten().bincount(minlength=classes) for image in view.classes])
+        found["predicted"] = count_classes(view.classes, classes)
     if strategy.diverse:
         found["features"] = view.features
+    if strategy.way == "typical":
+        found["features"] = view.layout
     return found
-
-
-def choose_batch(
-    scores: np.ndarray,
-    sequences: np.ndarray,
-    positions: np.ndarray,
-    count: int,
-    window: int,
-    seed: int,
-    features: np.ndarray | None = None,
-    labelled: np.ndarray | None = None,
-) -> list[tuple[int, int]]:
-    """The images and cells to label next, best first. Equal ones are taken at random.
-
-    One by one, the largest of score × distance to the nearest image that is labelled or chosen (k-center greedy, Sener
-    & Savarese 2018; without features the score alone). Frames less than ``window`` apart in one sequence are
-    near-duplicates: a batch holds the same cell of one of them only.
-
-    Args:
-        scores: (N, cells), at least 0; one cell is the whole image.
-        sequences: (N,), the number of each image's sequence.
-        positions: (N,), its place therein.
-        window: at least 1, which allows every frame.
-        features: (N, F).
-        labelled: (L, F), features of the images that are labelled already.
-
-    Raises:
-        UserError: the windows leave fewer than ``count``.
-    """
-    order = np.lexsort((np.random.default_rng([seed, 0x5E1EC7]).random(scores.size), -scores.ravel()))
-    free = np.ones(scores.shape, dtype=bool)
-    nearest = np.ones(len(scores), dtype=np.float32)
-    measured = features is not None and labelled is not None and len(labelled) > 0
-    if measured:
-        assert features is not None and labelled is not None
-        nearest = np.min([_distances(features, one) for one in labelled], axis=0)
-    chosen: list[tuple[int, int]] = []
-    while len(chosen) < count:
-        values = np.where(free, scores * nearest[:, None], -1.0).ravel()[order]
-        best = int(np.argmax(values))
-        if values[best] < 0:
-            raise UserError(
-                f"count = {count}, but with a window of {window} frames the pool has only {len(chosen)} that are no "
-                "near-duplicates: ask for fewer, or lower the window"
-            )
-        image, cell = divmod(int(order[best]), scores.shape[1])
-        chosen.append((image, cell))
-        free[(sequences == sequences[image]) & (np.abs(positions - positions[image]) < window), cell] = False
-        if features is not None:
-            distances = _distances(features, features[image])
-            nearest = np.minimum(nearest, distances) if measured else distances
-            measured = True
-    return chosen
-
-
-def _distances(features: np.ndarray, one: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(features - one, axis=1)
 
 
 def _entropy(shares: Tensor) -> Tensor:

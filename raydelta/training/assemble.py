@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raydelta.compute.device import Place
 from raydelta.data.augment import Batch, build_augment, build_colour
+from raydelta.data.labels import keep_bought
 from raydelta.data.shards import read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, TrainingSet, load_images, stream_rows
 from raydelta.errors import UserError
@@ -168,6 +169,10 @@ def load_labelled(job: Job) -> tuple[Images | None, Images | None]:
     bought, held_out = (
         load_images(data.real, "train", data.size, ids=ids) if ids else None for ids in (train, validation)
     )
+    named = job.config.labels.ids
+    if bought is not None and named is not None and job.budget >= 0:
+        assert bought.labels is not None
+        bought = replace(bought, labels=keep_bought(train, bought.labels, named.cells))
     if bought is not None and job.config.labels.shuffle:
         assert bought.labels is not None
         if len(bought) < 2:

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from raydelta.config import LabelConfig, LabelIds, load_config, override, save_config
-from raydelta.data.labels import check_bought, choose_labels, order_labels
+from raydelta.config import LabelCells, LabelConfig, LabelIds, load_config, override, save_config
+from raydelta.data.labels import check_bought, choose_labels, count_bought, keep_bought, order_labels
 from raydelta.errors import UserError
 
 EVEN = [(f"image_{index:03d}", f"drive {index // 20}") for index in range(100)]
@@ -178,3 +179,46 @@ def test_bad_ids_in_a_config_are_one_message() -> None:
         load_config(overrides={"labels.ids": {"train": ["a"], "trian": ["a"]}})
     with pytest.raises(UserError, match=r"labels\.ids = 5"):
         load_config(overrides=["labels.ids=5"])
+
+
+CELLS = {"grid": [4, 2], "images": {"b": [0, 5]}}
+
+
+def test_cells_are_kept_in_a_config_and_ids_without_cells_are_written_as_before(tmp_path: Path) -> None:
+    whole = LabelIds(train=("a", "b"))
+    assert whole.model_dump() == {"train": ("a", "b"), "validation": ()}, "stages of before keep their names"
+    (tmp_path / "labels.yaml").write_text(yaml.safe_dump({"train": ["a", "b"], "cells": CELLS}))
+    config = load_config(overrides=[f"labels.ids={tmp_path / 'labels.yaml'}"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(file=tmp_path / "config.yaml") == config
+    assert config.labels.ids is not None
+    assert config.labels.ids.cells is not None
+    assert config.labels.ids.cells.images == {"b": (0, 5)}
+
+
+@pytest.mark.parametrize(
+    ("cells", "complaint"),
+    [
+        ({"grid": [4, 2], "images": {"b": [8]}}, r"cells of b: \[8\]: name each cell once, 0 to 7 \(the grid is 4x2\)"),
+        ({"grid": [4, 2], "images": {"b": [1, 1]}}, "name each cell once"),
+        ({"grid": [4, 2], "images": {"b": []}}, "at least 1 item"),
+        ({"grid": [4, 2], "images": {"c": [1]}}, "cells of c: not among the images under train"),
+        ({"grid": [0, 2], "images": {}}, "greater than or equal to 1"),
+    ],
+)
+def test_cells_that_cannot_be_are_refused(cells: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load_config(overrides={"labels.ids": {"train": ["a", "b"], "cells": cells}})
+
+
+def test_what_was_not_bought_of_an_image_is_void() -> None:
+    labels = np.ones((2, 8, 16), np.uint8)
+    kept = keep_bought(["a", "b"], labels, LabelCells(**CELLS))  # type: ignore[arg-type]
+    assert (kept[0] == 1).all(), "an image without named cells is whole"
+    assert (kept[1, :4, :4] == 1).all()
+    assert (kept[1, 4:, 4:8] == 1).all()
+    assert (kept[1] == 255).sum() == 6 * 16
+    assert kept.dtype == np.uint8
+    assert (labels == 1).all(), "the argument is left as it was"
+    assert count_bought(["a", "b"], LabelCells(**CELLS)) == 1.25  # type: ignore[arg-type]
+    assert count_bought(["a", "b"], None) == 2

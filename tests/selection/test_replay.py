@@ -1,10 +1,11 @@
 from math import log2
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from raydelta.results.label_curve import format_saving, labels_for, sum_up
+from raydelta.results.label_curve import area, format_area, format_clicks, format_saving, labels_for, sum_up
 from raydelta.results.table import read_table
 from raydelta.search_space import ReplayConfig
 from raydelta.training.job import label_ids, read_job
@@ -104,3 +105,52 @@ def test_the_findings_say_what_more_labels_bring_where_the_curve_is_long_enough(
     assert [finding.split(": ")[0] for finding in findings] == ["guided, random", "guided, ripu", "guided, ripu"]
     assert findings[1].endswith("reaches random's 50.5 % with 32 of 32 labels (by seed 32, 32)")
     assert "more labels for +2 points, 80% interval" in findings[0]
+
+
+def test_the_area_under_a_curve_is_its_mean_over_the_logarithm_of_the_labels() -> None:
+    assert area({7: 20.0, 14: 30.0, 28: 30.0}) == pytest.approx((25 + 30) / 2)
+    assert area({7: 20.0, 28: 30.0}) == 25
+    random = {0: {8: 10.0, 16: 20.0}, 1: {8: 10.0, 16: 22.0}}
+    better = {0: {8: 10.0, 16: 24.0}, 1: {8: 10.0, 16: 24.0}}
+    assert format_area(better, random) == "+1.5 ± 0.7 points over log2 labels (paired, 2 seeds)"
+    assert format_area({0: better[0]}, {0: random[0]}) == "+2.0 points over log2 labels (paired, 1 seed)"
+
+
+def test_clicks_are_a_share_of_what_random_choice_takes() -> None:
+    random = {0: {100: 10.0, 200: 20.0}, 1: {100: 10.0, 200: 30.0}}
+    cheaper = {0: {50: 10.0, 100: 20.0}, 1: {50: 10.0, 100: 20.0}}
+    assert format_clicks(cheaper, random) == "0.50, more than 0.50 of random's clicks"
+
+
+def test_a_table_without_clicks_says_nothing_of_them() -> None:
+    settings = ReplayConfig(strategies=("random", "stride"), budgets=(8, 16))
+    rows = [row(f"guided, {name}", labels, 0, labels, "test") for name in settings.strategies for labels in (8, 16)]
+    (old,) = sum_up(settings, ["guided"], rows)
+    assert "clicks" not in old
+    priced = [each.model_copy(update={"clicks": 10 * each.labels_train}) for each in rows]
+    (found,) = sum_up(settings, ["guided"], priced)
+    assert found.startswith("guided, stride: +0.0 points over log2 labels (paired, 1 seed); 1.00 of random's clicks; ")
+
+
+CELLS = {
+    "config": TINY | {"labels.validation": 1, "labels.budget": 3},
+    "replay": {"strategies": ["random", "random-cells", "committee"], "budgets": [3, 5], "window": 1},
+    "table": {"seeds": [0], "methods": ["fine-tuned"]},
+}
+
+
+def test_cells_buy_as_many_pixels_as_images_and_a_committee_has_its_student(ray_session: None, tmp_path: Path) -> None:
+    space = tmp_path / "cells.yaml"
+    space.write_text(yaml.safe_dump(CELLS))
+    outcome = run_tune(str(space), runs=tmp_path / "runs")
+    rows = [each for each in read_table(outcome.directory) if each.split == "test"]
+    by_method = {(each.method, each.labels_train): each for each in rows}
+    last, cells = by_method["fine-tuned, random", 5], by_method["fine-tuned, random-cells", 5]
+    assert last.pixels == cells.pixels == 5 * 64 * 32
+    assert last.clicks is not None
+    assert cells.clicks is not None
+    assert by_method["fine-tuned, random", 3].clicks == by_method["fine-tuned, random-cells", 3].clicks
+    jobs = [read_job(path.parent) for path in (tmp_path / "runs").glob("translator-*/stage.json")]
+    assert all(job.translator is None for job in jobs), "every round is trained anew"
+    assert list((tmp_path / "runs").glob("joint-training-*/stage.json"))
+    assert "of random's clicks" in outcome.findings[0]

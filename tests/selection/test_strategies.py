@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from raydelta.errors import UserError
+from raydelta.selection.batch import choose_batch
 from raydelta.selection.strategies import (
     RAREST,
     STRATEGIES,
     Networks,
     View,
     cell_means,
-    choose_batch,
     class_means,
     find_strategy,
     rarity_weights,
@@ -34,12 +34,16 @@ def look(translated: Tensor, untranslated: Tensor | None = None, shift: float = 
     """A view whose R2S adds 1, whose S2R takes 1 - shift away, and whose expert sees what it is told."""
     images = torch.zeros(len(translated), 3, HEIGHT, WIDTH)
 
-    def expert(seen: Tensor) -> tuple[Tensor, Tensor]:
+    def expert(seen: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits = translated if seen.mean() > 0.5 else untranslated
         assert logits is not None
-        return logits, logits.mean((2, 3))
+        return logits, [logits]
 
-    return View(Networks(lambda x: x + 1, lambda x: x - 1 + shift, expert), images)
+    def student(seen: Tensor) -> Tensor:
+        assert untranslated is not None
+        return untranslated
+
+    return View(Networks(lambda x: x + 1, lambda x: x - 1 + shift, expert, student), images)
 
 
 def halves(name: str, view: View) -> tuple[float, float]:
