@@ -94,21 +94,26 @@ that are swapped for translated ones. ``ensemble, untranslated`` is the control 
 The expert on untranslated photographs is no member: it is confident where it is wrong, and cost three points."""
 
 
+Family = Literal["frozen", "retrained"]
+"""Whether the expert stays as it is, or may be trained on."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table: which job, under which fields."""
 
     kind: Kind
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    family: Family = "retrained"
 
 
 UNGUIDED = {"guidance.weight": 0.0}
 SHUFFLED = {"labels.shuffle": True}
 METHODS: dict[str, Method] = {
-    "unguided": Method("translator", UNGUIDED),
-    "guided": Method("translator"),
+    "unguided": Method("translator", UNGUIDED, "frozen"),
+    "guided": Method("translator", family="frozen"),
     **{name: Method(name) for name in get_args(Compared)},
-    "guided, shuffled labels": Method("translator", SHUFFLED),
+    "guided, shuffled labels": Method("translator", SHUFFLED, "frozen"),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }
 
@@ -136,3 +141,11 @@ def find_method(name: str, among: Iterable[str] = tuple(METHODS)) -> str:
     near = get_close_matches(asked, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"no method {name!r}: {hint}there are {', '.join(known) or 'none'}")
+
+
+def family_of(row: str) -> Family:
+    """The family of a row of the table; a row of a replay (``guided, entropy``) has that of its method."""
+    if row == "synthetic only":
+        return "frozen"
+    method = METHODS.get(row) or METHODS.get(row.rpartition(", ")[0])
+    return method.family if method is not None else "retrained"

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from raydelta.errors import UserError
-from raydelta.recipes import METHODS, Kind, MethodName, find_method, short_name
+from raydelta.recipes import METHODS, Kind, MethodName, family_of, find_method, short_name
 
 
 def test_every_method_name_has_an_entry() -> None:
@@ -31,3 +31,9 @@ def test_a_misspelt_or_untrained_method_is_said_with_what_there_is() -> None:
             find_method(name)
     with pytest.raises(UserError, match=r"^student was not trained there; trained are guided, mean-teacher$"):
         find_method("student", ["guided", "mean teacher"])
+
+
+def test_the_expert_stays_as_it_is_where_only_photographs_are_translated() -> None:
+    frozen = {name for name in (*METHODS, "synthetic only") if family_of(name) == "frozen"}
+    assert frozen == {"synthetic only", "unguided", "guided", "guided, shuffled labels"}
+    assert [family_of(name) for name in ("guided, entropy", "fine-tuned, random")] == ["frozen", "retrained"]

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from raydelta.compute.device import find_place
+from raydelta.compute.device import Place, find_place
 from raydelta.compute.tasks import get_or_cause, start_remote
 from raydelta.config import LabelCells
-from raydelta.data.labels import count_bought
+from raydelta.data.labels import choose_labels, count_bought
 from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.price import Price, price_of
 from raydelta.data.shards import Domain, list_ids, read_manifest
@@ -14,7 +14,7 @@ from raydelta.progress import Progress
 from raydelta.results.table import Row
 from raydelta.training.job import Job, label_ids, read_stage
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
-from raydelta.training.trained import load_model
+from raydelta.training.trained import Model, load_model
 
 
 def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress) -> list[Row]:
@@ -44,7 +44,9 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     model = load_model(job, place)
     domains: list[tuple[Domain, str]] = [("synthetic", data.synthetic)] if job.kind == "expert" else []
     price = price_labels(job)
-    rows = []
+    rows: list[Row] = []
+    validation_miou = _validate(job, model, place)
+    train, validation = count_labels(job)
     domains.append(("real", data.real))
     for domain, uri in domains:
         manifest = read_manifest(uri)
@@ -62,7 +64,6 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
             classes = manifest.taxonomy.classes
             confusion = confusion_matrix(model.predict, images, len(classes), place)
             ious = class_ious(confusion)
-            train, validation = count_labels(job)
             row = Row(
                 method=method,
                 labels_train=train,
@@ -75,6 +76,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 start=job.recipe.start if job.recipe.section == "student" else "expert",
                 pretraining=job.config.segmenter.weights,
                 miou=mean_iou(ious),
+                validation=validation_miou,
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
@@ -85,6 +87,26 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
             )
             rows.append(row)
     return rows
+
+
+def _validate(job: Job, model: Model, place: Place) -> float | None:
+    """mIoU in percent on the validation labels of the job's seed, which no training has seen; None: there are none."""
+    data, ids = job.config.data, _validation_ids(job)
+    if not ids:
+        return None
+    images = load_images(data.real, "train", data.size, ids=ids)
+    confusion = confusion_matrix(model.predict, images, len(read_manifest(data.real).taxonomy), place)
+    return mean_iou(class_ious(confusion))
+
+
+def _validation_ids(job: Job) -> list[str]:
+    if job.kind != "expert":
+        return label_ids(job)[1]
+    config = job.config  # the expert takes no labels, so it has no list of its own
+    labelled = [(name, sequence) for name, sequence, known in list_ids(config.data.real, "train") if known]
+    if config.labels.validation > len(labelled):
+        return []
+    return choose_labels(labelled, config.labels, config.seed, budget=0)[1]
 
 
 def count_labels(job: Job) -> tuple[int, int]:

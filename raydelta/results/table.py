@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, model_validator
 from rich.table import Table
 
+from raydelta.errors import UserError
+from raydelta.results.recommend import recommend
 from raydelta.storage import write_atomically
 
 
@@ -29,6 +31,7 @@ class Row(BaseModel):
     pretraining: str | None  # of the expert's encoder; None: from scratch, no image but those of the two sets
     device_hours: float  # of one device, all that it builds on included
     miou: float  # percent
+    validation: float | None = None  # mIoU on its validation labels, percent; None: it has none, or an older table
     per_class: dict[str, float | None]  # percent; None: the class is absent
     means: dict[str, float] = {}  # mIoU over the classes of a smaller built-in taxonomy: synthia16, synthia13
     images: int
@@ -145,9 +148,12 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def write_table(directory: Path, rows: Sequence[Row]) -> None:
-    """``table.json`` (keys ``rows`` and ``summary``, a line each) and ``table.csv`` with one column per class."""
+    """``table.json`` (keys ``recommended``, ``summary`` and ``rows``) and ``table.csv`` with one column per class."""
     summary, whole = (_lines(part.model_dump() for part in parts) for parts in (summarise(rows), rows))
-    write_atomically(directory / "table.json", f'{{\n"summary": {summary},\n"rows": {whole}\n}}\n')
+    chosen = recommend(rows).model_dump_json()
+    write_atomically(
+        directory / "table.json", f'{{\n"recommended": {chosen},\n"summary": {summary},\n"rows": {whole}\n}}\n'
+    )
     classes = list(rows[0].per_class) if rows else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -168,6 +174,24 @@ def _lines(objects: Iterable[dict[str, Any]]) -> str:
 def read_table(directory: Path) -> list[Row]:
     """The rows that ``write_table`` wrote."""
     return [Row(**row) for row in json.loads((directory / "table.json").read_text())["rows"]]
+
+
+def recommended_row(directory: Path) -> str | None:
+    """The method that a sweep's table recommends; None: there is no table, or it has no validation labels.
+
+    Raises:
+        UserError: the table is damaged.
+    """
+    path = directory / "table.json"
+    if not path.exists():
+        return None
+    try:
+        chosen = recommend(read_table(directory)).overall
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+        raise UserError(
+            f"{path}: damaged; the same raydelta tune again renews it, or name a --method: {error}"
+        ) from error
+    return chosen.method if chosen is not None else None
 
 
 def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:

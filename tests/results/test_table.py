@@ -97,7 +97,7 @@ def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     rows = [row(), row("unguided", labels_train=0, miou=12.345678901, road=None)]
     write_table(tmp_path, rows)
     assert read_table(tmp_path) == rows
-    assert list(json.loads((tmp_path / "table.json").read_text())) == ["summary", "rows"]
+    assert list(json.loads((tmp_path / "table.json").read_text())) == ["recommended", "summary", "rows"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.json"]
 
 
@@ -134,7 +134,7 @@ def test_the_csv_has_one_column_per_class(tmp_path: Path) -> None:
         "pretraining",
         "device_hours",
     ]
-    assert list(lines[0]) == [*expected, "miou", "images", "road", "sky, blue"]
+    assert list(lines[0]) == [*expected, "miou", "validation", "images", "road", "sky, blue"]
     assert lines[0]["method"] == "guided"
     assert float(lines[0]["miou"]) == 30
     assert float(lines[0]["road"]) == 50
