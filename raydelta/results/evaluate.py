@@ -45,7 +45,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     domains: list[tuple[Domain, str]] = [("synthetic", data.synthetic)] if job.kind == "expert" else []
     price = price_labels(job)
     rows: list[Row] = []
-    validation_miou = _validate(job, model, place)
+    on_validation = validation_miou(job, model, place)
     train, validation = count_labels(job)
     domains.append(("real", data.real))
     for domain, uri in domains:
@@ -76,7 +76,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 start=job.recipe.start if job.recipe.section == "student" else "expert",
                 pretraining=job.config.segmenter.weights,
                 miou=mean_iou(ious),
-                validation=validation_miou,
+                validation=on_validation,
                 per_class=dict(zip(classes, ious, strict=True)),
                 means=subset_means(dict(zip(classes, ious, strict=True))),
                 images=len(ids),
@@ -89,7 +89,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
     return rows
 
 
-def _validate(job: Job, model: Model, place: Place) -> float | None:
+def validation_miou(job: Job, model: Model, place: Place) -> float | None:
     """mIoU in percent on the validation labels of the job's seed, which no training has seen; None: there are none."""
     data, ids = job.config.data, _validation_ids(job)
     if not ids:
