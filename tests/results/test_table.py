@@ -134,7 +134,7 @@ def test_the_csv_has_one_column_per_class(tmp_path: Path) -> None:
         "pretraining",
         "device_hours",
     ]
-    assert list(lines[0]) == [*expected, "miou", "validation", "images", "road", "sky, blue"]
+    assert list(lines[0]) == [*expected, "miou", "validation", "images", "pixels", "clicks", "road", "sky, blue"]
     assert lines[0]["method"] == "guided"
     assert float(lines[0]["miou"]) == 30
     assert float(lines[0]["road"]) == 50
