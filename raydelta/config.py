@@ -243,7 +243,7 @@ class SelfTrainingConfig(Section):
 class ComputeConfig(Section):
     """How a training runs; nothing here is meant to change what it computes, but for the precision."""
 
-    workers: Positive | None = None  # data-parallel processes of one training; None: see workers.choose_workers
+    workers: Positive | None = None  # data-parallel processes of one training; None: the GPUs of one node, or one CPU
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it
     compile: bool = False
     report_every: Positive = 50  # steps between two lines of progress, each with a validation

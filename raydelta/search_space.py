@@ -66,6 +66,20 @@ class Resources(Section):
     cpus: Positive = 1  # for each worker
     gpus: Annotated[float, Field(ge=0)] | None = None  # None: one where the cluster has GPUs; fractions share one
 
+    @model_validator(mode="after")
+    def _one_gpu_a_worker(self) -> Self:
+        gpus = self.gpus or 0
+        if gpus > 1:
+            raise ValueError(
+                f"resources.gpus = {gpus:g}: a worker uses one GPU; set gpus: 1 and workers: {round(gpus)}"
+            )
+        if 0 < gpus < 1 and self.workers > 1:
+            raise ValueError(
+                f"resources.gpus = {gpus:g} with {self.workers} workers: workers of one training cannot share a GPU; "
+                "set gpus: 1, or workers: 1"
+            )
+        return self
+
 
 class TableConfig(Section):
     """What is trained after the sweep, with the best trial's settings, to compare it with."""

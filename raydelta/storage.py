@@ -198,16 +198,19 @@ def _beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def exclusive(target: str | Path) -> Iterator[None]:
+def exclusive(target: str | Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a directory or data set, which need not exist yet; wait, and warn, while another process does.
 
     Whoever waited finds what the other has finished, and has to look for it. The lock of a dead owner is free: on a
     disk and on NFS the kernel and the server see to that; in an object store it is free after ``LEASE`` seconds.
 
+    Args:
+        wait: False raises BlockingIOError instead; for a local directory only.
+
     Raises:
         UserError: the folder around the target cannot be written.
     """
-    with _locked_object(str(target)) if is_remote(target) else _locked_file(Path(target)):
+    with _locked_object(str(target)) if is_remote(target) else _locked_file(Path(target), wait):
         yield
 
 
@@ -217,7 +220,7 @@ def _tell_waiting(target: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked_file(target: Path) -> Iterator[None]:
+def _locked_file(target: Path, wait: bool) -> Iterator[None]:
     """``flock`` on a hidden file beside the target, which goes when the lock does."""
     path = target.with_name(f".{target.name}.lock")
     descriptor, told = -1, False
@@ -232,6 +235,9 @@ def _locked_file(target: Path) -> Iterator[None]:
             except FileNotFoundError:
                 pass
             except BlockingIOError:
+                if not wait:
+                    os.close(descriptor)
+                    raise
                 if not told:
                     _tell_waiting(target)
                     told = True
@@ -244,6 +250,8 @@ def _locked_file(target: Path) -> Iterator[None]:
                 )
                 break
             os.close(descriptor)
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:

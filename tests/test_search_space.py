@@ -1,12 +1,12 @@
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from raydelta.config import load_config
 from raydelta.errors import UserError
-from raydelta.search_space import SPACES, StrategyName, load_space, within_labels
+from raydelta.search_space import SPACES, Resources, Space, StrategyName, load_space, within_labels
 from raydelta.selection.strategies import STRATEGIES
 
 TWO_TRIALS = {
@@ -83,3 +83,24 @@ def test_budgets_that_the_labels_do_not_reach_are_left_out_and_named() -> None:
     assert smaller.table.seeds == labels.table.seeds
     with pytest.raises(UserError, match="7 and 14 and 28 labels are more than the 6 that validation leaves"):
         within_labels(laptop, 6)
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"gpus": 2}, "a worker uses one GPU; set gpus: 1 and workers: 2"),
+        ({"gpus": 1.5, "workers": 2}, "a worker uses one GPU"),
+        ({"gpus": 0.5, "workers": 2}, "workers of one training cannot share a GPU; set gpus: 1, or workers: 1"),
+    ],
+)
+def test_a_share_of_gpus_that_cannot_be_used_is_refused(
+    tmp_path: Path, resources: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"resources": resources}))
+    with pytest.raises(UserError, match=message):
+        load_space(str(tmp_path / "space.yaml"))
+
+
+def test_shares_of_gpus_that_can_be_used() -> None:
+    for resources in ({"gpus": 0, "workers": 2}, {"gpus": 0.25}, {"gpus": 1, "workers": 4}):
+        assert Space(resources=Resources(**resources))

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from raydelta.compute.capacity import capacity
 from raydelta.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,27 +157,6 @@ def _start_private(settings: dict[str, Any]) -> Any:
     finally:
         for name in told:
             del os.environ[name]
-
-
-def capacity() -> list[dict[str, float]]:
-    """The resources of every node: of those that run, or of all that the autoscaler may start beside the head."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    file = Path("~/ray_bootstrap_config.yaml").expanduser()  # where ray up puts it on the head, for the autoscaler
-    if not file.exists():
-        return nodes
-    config = yaml.safe_load(file.read_text())
-    added = [
-        kind["resources"]
-        for name, kind in config["available_node_types"].items()
-        for _ in range(kind.get("max_workers", 0))
-        if name != config["head_node_type"] and kind["resources"]
-    ]
-    added.sort(key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), reverse=True)
-    heads = [node for node in nodes if "node:__internal_head__" in node]
-    possible = heads + added[: config["max_workers"]]
-    return possible if len(possible) > len(nodes) else nodes
 
 
 def choose_preset(preset: str | None, cluster: Cluster) -> str:

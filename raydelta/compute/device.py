@@ -1,12 +1,13 @@
 """The device of a training process: rank, precision, and what depends on them (DDP wrapper, sums over the ranks)."""
 
+import sys
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed._functional_collectives import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from raydelta.config import Config
@@ -28,10 +29,15 @@ class Place:
         """
         if self.world == 1:
             return network
+        if self.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm  # two seconds that a driver need not pay
+
+            network = convert_sync_batchnorm(network)  # timm's keeps the activation that is part of its norms
+            return DistributedDataParallel(network, device_ids=[self.device])
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):  # only its forward changes, weights and names stay
                 module.__class__ = type("SharedBatchNorm", (_SharedBatchNorm, type(module)), {})
-        return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(network)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks. Collective: every rank must call it."""
@@ -48,18 +54,32 @@ class Place:
         return self.total(value.detach()) + self.world * (value - value.detach())
 
 
-class _SharedBatchNorm(nn.BatchNorm2d):
-    """Makes a batch norm see the batches of all ranks, which are of one size.
+def _sum(value: Tensor) -> Tensor:
+    assert torch.distributed.group.WORLD is not None
+    return all_reduce(value, "sum", torch.distributed.group.WORLD)
 
-    ``nn.SyncBatchNorm`` knows no CPU, and drops the activation that is part of timm's norms.
-    """
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all ranks; its gradient is the sum of all ranks' gradients. The compiler can read it."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return _sum(value)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return _sum(gradients[0].contiguous())
+
+
+class _SharedBatchNorm(nn.BatchNorm2d):
+    """Makes a batch norm see the batches of all ranks, which are of one size. ``nn.SyncBatchNorm`` knows no CPU."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
         x, dimensions, world = images.float(), (0, 2, 3), torch.distributed.get_world_size()
-        mean = all_reduce(x.mean(dimensions)) / world
-        variance = all_reduce((x - mean[:, None, None]).square().mean(dimensions)) / world
+        mean = _Sum.apply(x.mean(dimensions)) / world
+        variance = _Sum.apply((x - mean[:, None, None]).square().mean(dimensions)) / world
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
@@ -91,8 +111,18 @@ def has_bf16_units(device: torch.device) -> bool:
 
 def find_place(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Place:
     """The place of this process: the first GPU it may use, else the CPU."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() and _may_use_gpu() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "tf32"
     return Place(device, rank, world, choose_dtype(config.compute.precision, device))
+
+
+def _may_use_gpu() -> bool:
+    """False in a task or actor of Ray that has reserved no GPU: Ray leaves them visible there, for others to use."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return True
+    context = ray.get_runtime_context()
+    return context.worker.mode != ray.WORKER_MODE or bool(context.get_accelerator_ids()["GPU"])

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raydelta.compute.cluster import capacity
+from raydelta.compute.capacity import total
 from raydelta.errors import TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def actor_pool(most: int) -> dict[str, Any]:
 
     # Ray Data's plans and warnings of progress bars would hide our progress.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    gpus, cpus = (int(sum(node.get(kind, 0) for node in capacity())) for kind in ("GPU", "CPU"))
+    gpus, cpus = int(total("GPU")), int(total("CPU"))
     return {
         "compute": ActorPoolStrategy(size=min(gpus or cpus or 1, most)),
         "num_gpus": 1 if gpus else 0,
@@ -65,7 +65,7 @@ def start_remote(function: Callable[..., Result], *arguments: object, gpus: floa
     import ray
 
     if gpus is None:
-        gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+        gpus = float(total("GPU") > 0)
     return ray.remote(num_cpus=1, num_gpus=gpus)(function).remote(*arguments)
 
 

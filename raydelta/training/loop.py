@@ -95,6 +95,7 @@ def train(
     compute = config.compute
     flops = _Flops()
     if compute.compile:
+        torch.compiler.reset()  # else the shapes of earlier trials in this process use up the compiler's limit
         training.compile()
     timers, losses, leaving = Timers(), _Losses(place, first), False
 

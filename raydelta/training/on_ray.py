@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from raydelta.compute.cluster import capacity, node_leaves
+from raydelta.compute.capacity import capacity
+from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import find_place
 from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
@@ -50,7 +51,7 @@ def train_on_ray(
     """
     import ray
 
-    workers, gpu = choose_workers(job)
+    workers, gpus = choose_workers(job, None if resources is None else resources.get("GPU", 0))
     with exclusive(job.directory):  # it waits here, where it reserves nothing; who trains takes the lock again
         if job.done:
             return
@@ -60,16 +61,17 @@ def train_on_ray(
     progress.unlink(missing_ok=True)
     held, streamed = _split_sets(open_large_sets(job) if large is None else large)
     # Workers that hold every CPU would starve Ray Data for ever.
-    resources = dict(resources or ({"CPU": 0.5 if streamed and not gpu else 1} | ({"GPU": 1} if gpu else {})))
+    resources = dict(resources or {"CPU": 0.5 if streamed and not gpus else 1})
+    resources.pop("GPU", None)
     if streamed and large is None:
         share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - resources["CPU"] * workers)
     references = {name: ray.put(images) for name, images in held.items()}
     if workers == 1:
-        settings = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "max_retries": MAX_FAILURES}
+        settings = {"num_cpus": resources["CPU"], "num_gpus": gpus, "max_retries": MAX_FAILURES}
         task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
         work = partial(_get, task.remote(job, references, streamed, progress))
     else:
-        work = partial(_fit, job, _trainer(job, references, streamed, workers, gpu, resources, progress))
+        work = partial(_fit, job, _trainer(job, references, streamed, workers, gpus, resources, progress))
     _run_beside(work, _follow(progress, on_report))
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
@@ -111,7 +113,7 @@ def _trainer(
     references: Mapping[str, Any],
     streamed: Mapping[str, Rows],
     workers: int,
-    gpu: bool,
+    gpus: float,
     resources: dict[str, float],
     progress: Path,
 ) -> Any:
@@ -123,7 +125,9 @@ def _trainer(
         _train_worker,
         train_loop_config={"job": job, "held": references},
         datasets=dict(streamed) or None,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources | ({"GPU": gpus} if gpus else {})
+        ),
         run_config=RunConfig(
             name="train",
             storage_path=str(progress.parent.resolve()),
@@ -134,27 +138,34 @@ def _trainer(
     )
 
 
-def choose_workers(job: Job) -> tuple[int, bool]:
-    """How many workers train a job with Ray Train, and whether each has a GPU.
+def choose_workers(job: Job, gpus: float | None = None) -> tuple[int, float]:
+    """How many workers train a job, and the GPUs of each.
 
-    If ``compute.workers`` does not say: every GPU of the cluster, as far as the batches divide, or one CPU.
+    If ``compute.workers`` does not say: the GPUs of one node, as far as they divide the batches, or one CPU. Between
+    nodes a small batch costs more to share than another GPU brings.
+
+    Args:
+        gpus: of each worker; None: one where the cluster has any.
 
     Raises:
         UserError: the cluster will never have as many as are asked for, or they do not divide the batch.
     """
-    gpus, cpus = (int(sum(node.get(kind, 0) for node in capacity())) for kind in ("GPU", "CPU"))
+    nodes = capacity()
+    has = {kind: [int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU")}
+    each = float(any(has["GPU"])) if gpus is None else gpus
     asked = job.config.compute.workers
     if asked is None:
-        return max(
-            n for n in range(1, max(1, gpus) + 1) if not any(batch % n for batch in job.batches.values())
-        ), gpus > 0
+        most = max(1, max(has["GPU"]) if each else 1)
+        return max(n for n in range(1, most + 1) if not any(batch % n for batch in job.batches.values())), each
     if any(batch % asked for batch in job.batches.values()):
         batches = " and ".join(map(str, job.batches.values()))
         raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
-    limit, kind = (gpus, "GPUs") if gpus else (cpus, "CPUs")
-    if asked > limit:
-        raise UserError(f"compute.workers = {asked}, but the cluster can give {limit} {kind} at most; ask for fewer")
-    return asked, gpus > 0
+    kind = "GPU" if each else "CPU"
+    if asked > sum(has[kind]):
+        raise UserError(
+            f"compute.workers = {asked}, but the cluster can give {sum(has[kind])} {kind}s at most; ask for fewer"
+        )
+    return asked, each
 
 
 def _train_worker(settings: dict[str, Any]) -> TrainingError | None:

@@ -107,3 +107,20 @@ def _describe(uri: str) -> dict[str, Any]:
 def working_directory(job: Job) -> Path:
     """Where an unfinished training keeps its checkpoints and curve; removed when it is published."""
     return job.directory.parent / "unfinished" / job.directory.name
+
+
+def prune(job: Job) -> bool:
+    """Remove the checkpoints of a training that ended early; its curve stays, for a sweep that is begun anew.
+
+    Returns:
+        False if a process still trains it, and nothing was removed.
+    """
+    working = working_directory(job)
+    try:
+        with exclusive(job.directory, wait=False):
+            for path in working.iterdir() if working.exists() else ():
+                if path.name != CURVE and path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+    except BlockingIOError:
+        return False
+    return True

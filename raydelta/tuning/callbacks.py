@@ -4,6 +4,7 @@ Tune keeps its callbacks as pickles beside the sweep and takes them from there w
 that is open.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,44 @@ def show_progress(progress: Progress, trials: int, steps: int, total: int | None
             progress.update(sum(self.steps.values()), total or trials * steps, note)
 
     return ShowProgress()
+
+
+def prune_trials(job_of: Callable[[dict[str, Any]], "Job"]) -> Any:
+    """A callback that removes the checkpoints of trials that ended early, which would fill the disk.
+
+    The best trial's stay: what is trained after the sweep goes on from them.
+
+    Args:
+        job_of: what Tune passes to a trial → the job that it trains.
+    """
+    from ray import tune
+
+    from raydelta.training.run import prune  # it loads torch
+
+    class PruneTrials(tune.Callback):
+        """Holds the last mIoU of every trial, and the configs of those that ended and still have checkpoints."""
+
+        def __init__(self) -> None:
+            self.scores: dict[str, float] = {}
+            self.ended: dict[str, dict[str, Any]] = {}
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            self.scores[trial.trial_id] = result.get("miou", 0.0)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.ended[trial.trial_id] = trial.config
+
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            best = max(self.scores.values(), default=0.0)
+            for name in [name for name in self.ended if self.scores.get(name, 0.0) < best]:
+                if prune(job_of(self.ended[name])):  # else its process holds the lock for a moment more
+                    del self.ended[name]
+
+        def on_experiment_end(self, trials: Any, **info: Any) -> None:
+            time.sleep(0.5)
+            self.on_step_end(0, trials)
+
+    return PruneTrials()
 
 
 def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep: str) -> Any:

@@ -28,7 +28,7 @@ from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, read_stage
 from raydelta.training.on_ray import train_on_ray
 from raydelta.training.run import train_alone, working_directory
-from raydelta.tuning.callbacks import show_progress, tell_trackers
+from raydelta.tuning.callbacks import prune_trials, show_progress, tell_trackers
 from raydelta.tuning.halving import expect_steps, make_milestones, make_scheduler
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ class Trainer:
                 callbacks=[
                     show_progress(progress, trials, steps, total, str(directory.relative_to(self.runs))),
                     tell_trackers(made, self.config, self.name),
+                    prune_trials(made),
                     JsonLoggerCallback(),
                 ],
                 failure_config=tune.FailureConfig(max_failures=1),

@@ -9,47 +9,98 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
-from raydelta.compute import cluster, remote
-from raydelta.compute.cluster import Cluster, capacity, choose_preset
+from raydelta.compute import capacity, cluster, remote
+from raydelta.compute.cluster import Cluster, choose_preset
 from raydelta.errors import UserError
 
 
-def write_config(home: Path, types: dict[str, Any], max_workers: int) -> None:
+@contextlib.contextmanager
+def autoscaler(folder: Path, types: dict[str, Any], max_workers: int, address: str | None = None) -> Iterator[None]:
+    """A process with the command line of the autoscaler of the running Ray, or of the one at an address."""
     tree = {"head_node_type": "head", "max_workers": max_workers, "available_node_types": types}
-    (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "autoscaling.yaml").write_text(yaml.safe_dump(tree))
+    address = address or ray.get_runtime_context().gcs_address
+    options = [f"--gcs-address={address}", f"--autoscaling-config={folder}/autoscaling.yaml"]
+    code = "import time; print(flush=True); time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", code, "monitor.py", *options], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout and process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
-
-
-def total(kind: str) -> float:
-    return sum(node.get(kind, 0) for node in capacity())
+def totals() -> tuple[float, float]:
+    return capacity.total("CPU"), capacity.total("GPU")
 
 
 GPU = {"max_workers": 4, "resources": {"CPU": 8, "GPU": 1}}
 HEAD = {"max_workers": 0, "resources": {"CPU": 2}}
 
 
-def test_what_the_autoscaler_may_start_counts(ray_session: None, home: Path) -> None:
-    assert (total("CPU"), total("GPU")) == (2, 0)
-    write_config(home, {"head": HEAD, "gpu": GPU}, max_workers=10)
-    assert (total("CPU"), total("GPU")) == (2 + 4 * 8, 4)
-    write_config(home, {"head": HEAD, "gpu": GPU}, max_workers=3)
-    assert (total("CPU"), total("GPU")) == (2 + 3 * 8, 3)
+def test_what_the_autoscaler_may_start_counts(ray_session: None, tmp_path: Path) -> None:
+    assert totals() == (2, 0)
+    with autoscaler(tmp_path, {"head": HEAD, "gpu": GPU}, max_workers=10):
+        assert totals() == (2 + 4 * 8, 4)
+    with autoscaler(tmp_path, {"head": HEAD, "gpu": GPU}, max_workers=3):
+        assert totals() == (2 + 3 * 8, 3)
     big = {"max_workers": 1, "resources": {"CPU": 96, "GPU": 8}}
-    write_config(home, {"head": HEAD, "gpu": GPU, "big": big}, max_workers=2)
-    assert (total("CPU"), total("GPU")) == (2 + 96 + 8, 9)
+    with autoscaler(tmp_path, {"head": HEAD, "gpu": GPU, "big": big}, max_workers=2):
+        assert totals() == (2 + 96 + 8, 9)
 
 
-def test_machines_of_unknown_size_count_when_they_are_there(ray_session: None, home: Path) -> None:
+def test_the_autoscaler_of_another_ray_does_not_count(ray_session: None, tmp_path: Path) -> None:
+    with autoscaler(tmp_path, {"head": HEAD, "gpu": GPU}, max_workers=10, address="10.0.0.1:6379"):
+        assert totals() == (2, 0)
+
+
+def test_an_autoscaler_with_a_damaged_config_does_not_count(ray_session: None, tmp_path: Path) -> None:
+    with autoscaler(tmp_path, {"head": HEAD, "gpu": GPU}, max_workers=10):
+        for text in ("[", "[]", "max_workers: 3"):
+            (tmp_path / "autoscaling.yaml").write_text(text)
+            assert totals() == (2, 0)
+
+
+def test_machines_of_unknown_size_count_when_they_are_there(ray_session: None, tmp_path: Path) -> None:
     """On-premise files do not say what their machines have."""
-    write_config(home, {"head": {"max_workers": 3, "resources": {}}}, max_workers=3)
-    assert (total("CPU"), total("GPU")) == (2, 0)
+    with autoscaler(tmp_path, {"head": {"max_workers": 3, "resources": {}}}, max_workers=3):
+        assert totals() == (2, 0)
+
+
+def test_on_kubernetes_the_operators_cluster_is_asked(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.autoscaler._private.kuberay import node_provider
+
+    def container(**limits: str) -> dict[str, Any]:
+        return {"template": {"spec": {"containers": [{"resources": {"limits": limits}}]}}, "rayStartParams": {}}
+
+    head = container(cpu="2", memory="4Gi")
+    gpus = container(cpu="8", memory="32Gi", **{"nvidia.com/gpu": "1"})
+    gpus |= {"groupName": "gpus", "replicas": 0, "minReplicas": 0, "maxReplicas": 4}
+    spec = {"enableInTreeAutoscaling": True, "headGroupSpec": head, "workerGroupSpecs": [gpus]}
+    asked: list[str] = []
+
+    def get(self: Any, path: str) -> dict[str, Any]:
+        asked.append(path)
+        return {"metadata": {"name": "team", "namespace": "vision"}, "spec": spec}
+
+    (tmp_path / "namespace").write_text("vision")
+    monkeypatch.setattr(capacity, "KUBERNETES", tmp_path / "namespace")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "team")
+    monkeypatch.setattr(node_provider.KubernetesHttpApiClient, "get", get)
+    assert totals() == (2 + 4 * 8, 4)
+    assert asked[0] == "rayclusters/team"
+    spec["enableInTreeAutoscaling"] = False
+    assert totals() == (2, 0)
+    spec.pop("headGroupSpec")
+    spec["enableInTreeAutoscaling"] = True
+    with pytest.warns(UserWarning, match=r"which nodes the cluster 'team' may start \(KeyError"):
+        assert totals() == (2, 0)
 
 
 def test_a_gpu_that_is_asked_for_has_to_be_there() -> None:

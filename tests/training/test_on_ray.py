@@ -13,7 +13,7 @@ from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import TrainingError, UserError
 from raydelta.results.evaluate import evaluate_job
-from raydelta.training import checkpoint
+from raydelta.training import checkpoint, on_ray
 from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, make_job
 from raydelta.training.on_ray import choose_workers, train_on_ray
@@ -133,8 +133,16 @@ def test_workers_that_do_not_divide_the_batch(config: Config, tmp_path: Path) ->
         choose_workers(expert(config, tmp_path, **{"compute.workers": 2, "expert.batch": 3}))
 
 
-def test_workers_follow_the_cluster_and_the_batch(config: Config, tmp_path: Path) -> None:
-    assert choose_workers(expert(config, tmp_path)) == (1, False)
+def test_workers_follow_the_cluster_and_the_batch(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose_workers(expert(config, tmp_path)) == (1, 0)
+    nodes = [{"CPU": 4.0}, *[{"CPU": 8.0, "GPU": 4.0}] * 2, {"CPU": 8.0, "GPU": 1.0}]
+    monkeypatch.setattr(on_ray, "capacity", lambda: nodes)
+    assert choose_workers(expert(config, tmp_path, **{"expert.batch": 18})) == (3, 1), "the GPUs of one node"
+    assert choose_workers(expert(config, tmp_path, **{"expert.batch": 18, "compute.workers": 9})) == (9, 1)
+    assert choose_workers(expert(config, tmp_path, **{"compute.workers": 2}), gpus=0) == (2, 0)
+    assert choose_workers(expert(config, tmp_path), gpus=0) == (1, 0)
 
 
 def test_cause_is_found_behind_rays_wrapping() -> None:

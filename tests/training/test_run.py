@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from raydelta.config import Config, load_config, override
+from raydelta.training.checkpoint import list_checkpoints
 from raydelta.training.job import make_job
-from raydelta.training.run import train_here, working_directory
+from raydelta.training.run import prune, train_here, working_directory
 from tests.sets import write_set
 from tests.tiny import TINY
 
@@ -76,3 +77,22 @@ def test_the_training_of_a_killed_process_is_taken_over(config: Config, tmp_path
     assert steps == [3, 4, 5, 6], "it goes on from the checkpoint of step 2"
     assert job.done
     assert not working_directory(job).exists()
+
+
+def test_a_training_that_ended_early_keeps_its_curve_alone(config: Config, tmp_path: Path) -> None:
+    job = make_job("expert", override(config, {"compute.checkpoint_every": 2}), tmp_path)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            assert not prune(job), "while it trains, nothing is removed"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_here(job, stop)
+    assert [path.name for path in list_checkpoints(working_directory(job))] == ["checkpoint-2"]
+    assert prune(job)
+    assert [path.name for path in working_directory(job).iterdir()] == ["curve.jsonl"]
+    assert prune(make_job("expert", override(config, {"seed": 9}), tmp_path)), "one that never began"
+    steps: list[int] = []
+    train_here(job, lambda metrics: steps.append(metrics["step"]))
+    assert steps == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,65 @@
+import tempfile
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+import torch.distributed
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from raydelta.compute.device import Place, find_place
+from raydelta.config import Config
+
+
+def build_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+
+def count_breaks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    network = Place(torch.device("cpu"), rank, 2).parallel(build_network())
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
+    found = torch._dynamo.explain(network.module)(images)
+    gradients = []
+    for forward in (network, torch.compile(network, backend="aot_eager")):
+        network.zero_grad()
+        forward(images).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    Path(folder, f"breaks-{rank}").write_text(f"{found.graph_break_count} of {found.graph_count}")
+
+
+def test_a_segmenter_of_two_workers_compiles_as_one_graph() -> None:
+    """A break at the norm's sum over the ranks would leave most of it uncompiled, without a word."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(count_breaks, (folder,), nprocs=2, start_method="forkserver")
+        assert [Path(folder, f"breaks-{rank}").read_text() for rank in (0, 1)] == ["0 of 1"] * 2
+
+
+def test_norms_on_gpus_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydelta.compute.device.DistributedDataParallel", lambda network, device_ids: network)
+    network = build_network()
+    names = list(network.state_dict())
+    shared = Place(torch.device("cuda"), 0, 2).parallel(network)
+    assert [type(module).__name__ for module in shared if not isinstance(module, nn.Conv2d)] == [
+        "SyncBatchNormAct",
+        "SyncBatchNorm",
+    ]
+    assert isinstance(shared[1].act, nn.ReLU)
+    assert list(shared.state_dict()) == names
+
+
+def test_a_task_without_a_gpu_uses_none(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not hide the machine's GPUs from it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("raydelta.compute.device.choose_dtype", lambda precision, device: torch.float32)
+
+    def choose() -> str:
+        torch.cuda.is_available = lambda: True
+        return find_place(Config()).device.type
+
+    assert ray.get(ray.remote(num_gpus=0)(choose).remote()) == "cpu"
+    assert find_place(Config()).device.type == "cuda", "a process of its own uses what there is"
