@@ -85,8 +85,10 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
         assert job.expert is not None
         training = TranslatorTraining(config, freeze(load_segmenter(job.expert, classes)), place)
         if job.translator is not None:
-            for name, network in training.networks().items():
-                network.load_state_dict(checkpoint.read_weights(job.translator.directory / "checkpoint", name))
+            networks = training.networks()
+            start = checkpoint.read_networks(job.translator.directory / "checkpoint", networks)
+            for name, weights in start.items():
+                networks[name].load_state_dict(weights)
     elif job.kind == "expert":
         training = SegmenterTraining(build_segmenter(config.segmenter, classes), config.expert.learning_rate, place)
         images = sets["synthetic"]

@@ -29,6 +29,7 @@ from raydelta.storage import replace_directory
 from raydelta.version import __version__
 
 FORMAT = 2
+NETWORKS = "networks.safetensors"
 KEPT = 2
 """Checkpoints of one training that are kept: the last, and the one before it, should the last be damaged."""
 
@@ -50,16 +51,21 @@ def write_checkpoint(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        torch.save(rank_state, beside / f"rank-{rank}.pt")
+        digests: dict[str, str] = {}
+        with _Hashed(beside / f"rank-{rank}.pt", digests) as file:
+            torch.save(rank_state, file)
         if rank == 0:
             weights = {
                 f"{name}.{key}": value.detach().cpu().contiguous()
                 for name, network in networks.items()
                 for key, value in network.state_dict().items()
             }
-            safetensors.torch.save_file(weights, beside / "networks.safetensors")
-            torch.save(state, beside / "state.pt")
+            with _Hashed(beside / NETWORKS, digests) as file:
+                file.write(safetensors.torch.save(weights))
+            with _Hashed(beside / "state.pt", digests) as file:
+                torch.save(state, file)
             save_config(config, beside / "config.yaml")
+            digests["config.yaml"] = _digest((beside / "config.yaml").read_bytes())
             versions = {"raydelta": __version__, "torch": torch.__version__}
             meta = {
                 "format": FORMAT,
@@ -67,7 +73,7 @@ def write_checkpoint(
                 "step": step,
                 "device_seconds": device_seconds,
                 "versions": versions,
-                "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(beside.iterdir())},
+                "sha256": dict(sorted(digests.items())),
             }
             (beside / "meta.json").write_text(json.dumps(meta, indent=1))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # each library has its own for a full disk
@@ -143,22 +149,29 @@ def find_whole(checkpoints: Iterable[Path]) -> Path | None:
     return None
 
 
-def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
-    """The weights of one network of a checkpoint, on the CPU.
+def read_networks(path: Path, names: Iterable[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of some networks of a checkpoint by name, on the CPU; the file is read once.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no such network.
+        UserError: the file is missing, damaged, or lacks one of the networks.
     """
-    content = _read(path, "networks.safetensors")
+    content = _read(path, NETWORKS)
     try:
         weights = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path / 'networks.safetensors'}: cannot be read: {error}") from error
-    prefix = name + "."
-    found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    if not found:
-        raise UserError(f"{path}: holds no network {name!r}")
+        raise UserError(f"{path / NETWORKS}: cannot be read: {error}") from error
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name in names:
+        prefix = name + "."
+        found[name] = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        if not found[name]:
+            raise UserError(f"{path}: holds no network {name!r}")
     return found
+
+
+def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """The weights of one network, as ``read_networks``."""
+    return read_networks(path, [name])[name]
 
 
 def read_state(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -185,6 +198,22 @@ def _read(path: Path, file: str) -> bytes:
     if digest not in (None, _digest(content)):
         raise UserError(f"{path / file}: damaged, it is not what was written")
     return content
+
+
+class _Hashed(io.BufferedWriter):
+    """A new file whose digest is known when it is closed, without reading it again."""
+
+    def __init__(self, path: Path, digests: dict[str, str]) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self._path, self._hash, self._digests = path, hashlib.sha256(), digests
+
+    def write(self, content: Any) -> int:
+        self._hash.update(content)
+        return super().write(content)
+
+    def close(self) -> None:
+        super().close()
+        self._digests[self._path.name] = self._hash.hexdigest()
 
 
 def _digest(content: bytes) -> str:

@@ -180,8 +180,9 @@ def _save(
 
 def _restore(path: Path, training: Training, streams: Mapping[str, Stream], place: Place) -> tuple[int, float]:
     meta = checkpoint.read_meta(path)
-    for name, network in training.networks().items():
-        network.load_state_dict(checkpoint.read_weights(path, name))
+    networks = training.networks()
+    for name, weights in checkpoint.read_networks(path, networks).items():
+        networks[name].load_state_dict(weights)
     state, rank_state = checkpoint.read_state(path, place.rank)
     training.load_state(state["training"])
     for name, stream in streams.items():
