@@ -147,14 +147,16 @@ class AugmentConfig(Section):
     """Random augmentation on the training device, image and label under one geometry."""
 
     flip: Share = 0.5
-    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # smallest share of the area that a random crop keeps
-    colour: Share = 0.2  # brightness and contrast jitter; segmenters only, colour is the translator's subject
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # translator: smallest share of the area that a random crop keeps
+    zoom: Annotated[float, Field(ge=1, le=8)] = 2.0  # segmenters: scaled by 1/zoom to zoom, mirrored beyond the border
+    colour: Share = 0.5  # segmenters: brightness, contrast, saturation, white balance, grey and blur
 
 
 class SegmenterConfig(Section):
-    """Any segmentation-models-pytorch architecture and encoder. ``weights: null`` trains from scratch, no download."""
+    """``lean``, or any segmentation-models-pytorch architecture. ``weights: null`` trains from scratch, no download."""
 
     architecture: str = "unet"
+    width: Annotated[int, Field(ge=6, multiple_of=6)] = 24  # channels after the first layer of ``lean``
     encoder: str = "timm-regnetx_002"
     weights: str | None = None
     depth: Annotated[int, Field(ge=3, le=5)] = 4
@@ -167,6 +169,8 @@ class ExpertConfig(Section):
     steps: Positive = 300
     batch: Positive = 16  # over all workers
     learning_rate: Rate = 2e-3
+    appearance: Literal["randomised", "plain"] = "randomised"  # plain: colours as the simulator draws them
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # the averaged weights are the expert
 
 
 class GeneratorConfig(Section):
@@ -205,6 +209,8 @@ class GuidanceConfig(Section):
     scale: Weight = 1.0
     batch: Positive = 8  # labelled images a step, over all workers
     dice: Weight = 1.0  # weight of the Dice loss, in which a rare class counts as much as a common one
+    teacher: Literal["joint training", "mean teacher"] | None = None  # whose labels of photographs guide too
+    confidence: Share = 0.0  # pixels for which the teacher is less sure do not guide
 
 
 class CycleConfig(Section):
@@ -220,7 +226,9 @@ class StudentConfig(Section):
 
     steps: Positive = 80
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half of it synthetic where there are synthetic images
-    learning_rate: Rate = 1e-3
+    learning_rate: Rate = 1e-3  # from the expert
+    learning_rate_scratch: Rate = 2e-3
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # the averaged weights are the student, and the mean teacher
 
 
 class AppearanceConfig(Section):
@@ -236,8 +244,15 @@ class SelfTrainingConfig(Section):
 
     weight: Weight = 1.0
     confidence: Share = 0.9  # pixels below it are not learned from
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of the mean teacher
     start: Share = 0.2  # share of the steps before the mean teacher is listened to
+
+
+class AdaptationConfig(Section):
+    """The expert with batch-norm statistics that are partly those of photographs; no weight changes."""
+
+    steps: Positive = 20  # batches of photographs that the statistics are taken from
+    batch: Positive = 16  # over all workers
+    share: Share = 0.5  # of the photographs' statistics
 
 
 class ComputeConfig(Section):
@@ -280,6 +295,7 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     appearance: AppearanceConfig = AppearanceConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
     compute: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -9,6 +9,7 @@ from raydelta.config import Config
 from raydelta.errors import UserError
 
 Compared = Literal[
+    "blended",
     "ensemble",
     "ensemble, untranslated",
     "from scratch",
@@ -25,7 +26,9 @@ Compared = Literal[
 ]
 """What the translator is compared with."""
 
-MethodName = Literal["unguided", "guided", Compared, "guided, shuffled labels", "joint training, shuffled labels"]
+MethodName = Literal[
+    "unguided", "guided", "taught", Compared, "guided, shuffled labels", "joint training, shuffled labels"
+]
 """Rows of the table; ``METHODS`` says what each is made of."""
 
 Kind = Literal["expert", "translator", Compared]
@@ -35,7 +38,7 @@ Kind = Literal["expert", "translator", Compared]
 class Recipe:
     """What one training is made of; or, with members, which trainings are put together without another one."""
 
-    section: Literal["expert", "translator", "student"] = "student"  # of the config: steps, batch and learning rate
+    section: Literal["expert", "translator", "adaptation", "student"] = "student"  # of the config: steps, batch, rates
     start: Literal["expert", "scratch", "student"] = "expert"
     synthetic: Literal["plain", "translated", "FDA", "randomised"] | None = None
     labels: Literal["budget", "all", "none"] = "budget"
@@ -45,7 +48,7 @@ class Recipe:
     @property
     def photographs(self) -> bool:
         """Whether it looks at photographs without labels."""
-        return self.section == "translator" or self.teacher is not None or self.synthetic == "FDA"
+        return self.section in ("translator", "adaptation") or self.teacher is not None or self.synthetic == "FDA"
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -55,6 +58,7 @@ class Recipe:
         own = {
             "expert": ("augment", "segmenter", "expert"),
             "translator": ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle"),
+            "adaptation": ("adaptation",),
             "student": ("labels", "augment", "segmenter", "student"),
         }[self.section]
         own += ("appearance",) * (self.synthetic not in (None, "plain"))
@@ -65,8 +69,13 @@ class Recipe:
         if self.section == "expert":
             return {"synthetic": config.expert.batch}
         if self.section == "translator":
-            guided = {"labelled": config.guidance.batch} if config.guidance.weight > 0 else {}
-            return dict.fromkeys(("synthetic", "real"), config.translator.batch) | guided
+            batches = dict.fromkeys(("synthetic", "real"), config.translator.batch)
+            if config.guidance.weight > 0:
+                taught = config.guidance.batch // 2 if config.guidance.teacher is not None else 0
+                batches |= {"real": batches["real"] + taught, "labelled": config.guidance.batch - taught}
+            return batches
+        if self.section == "adaptation":
+            return {"real": config.adaptation.batch}
         supervised = ["synthetic"] * (self.synthetic is not None) + ["labelled"] * (self.labels != "none")
         half = {"real": config.student.batch // 2} if self.photographs else {}
         return dict.fromkeys(supervised, config.student.batch // len(supervised)) | half
@@ -75,6 +84,7 @@ class Recipe:
 RECIPES: dict[Kind, Recipe] = {
     "expert": Recipe("expert", "scratch", "plain", labels="none"),
     "translator": Recipe("translator", "scratch", "plain"),
+    "blended": Recipe("adaptation", labels="none"),
     "from scratch": Recipe(start="scratch"),
     "fine-tuned": Recipe(),
     "joint training": Recipe(synthetic="plain"),
@@ -109,10 +119,13 @@ class Method:
 
 UNGUIDED = {"guidance.weight": 0.0}
 SHUFFLED = {"labels.shuffle": True}
+TAUGHT = {"guidance.teacher": "mean teacher"}
 METHODS: dict[str, Method] = {
     "unguided": Method("translator", UNGUIDED, "frozen"),
-    "guided": Method("translator", family="frozen"),
+    "guided": Method("translator", {"guidance.teacher": None}, "frozen"),
+    "taught": Method("translator", TAUGHT, "frozen"),
     **{name: Method(name) for name in get_args(Compared)},
+    "blended": Method("blended", family="frozen"),
     "guided, shuffled labels": Method("translator", SHUFFLED, "frozen"),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }

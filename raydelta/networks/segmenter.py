@@ -1,4 +1,4 @@
-"""Any segmenter of segmentation-models-pytorch, from scratch unless weights are named."""
+"""The segmenter: ``lean``, or any of segmentation-models-pytorch, from scratch unless weights are named."""
 
 import inspect
 import warnings
@@ -9,6 +9,7 @@ from torch import nn
 
 from raydelta.config import SegmenterConfig
 from raydelta.errors import UserError
+from raydelta.networks.lean import Lean
 
 
 def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = True) -> nn.Module:
@@ -21,13 +22,17 @@ def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = Tr
     Raises:
         UserError: the library knows no such architecture or encoder, or they do not go together.
     """
+    if config.architecture == "lean":
+        if config.weights is not None:
+            raise UserError(f"segmenter.weights = {config.weights!r}: there are none for the architecture 'lean'")
+        return Lean(config.width, classes)
     import segmentation_models_pytorch as smp  # two seconds, with torchvision and timm, that the driver need not pay
 
     architectures = {name.lower(): model for name, model in vars(smp).items() if _is_architecture(model)}
     model = architectures.get(config.architecture.lower())
     if model is None:
         raise UserError(
-            f"segmenter.architecture = {config.architecture!r}: known are {', '.join(sorted(architectures))}"
+            f"segmenter.architecture = {config.architecture!r}: known are {', '.join(sorted([*architectures, 'lean']))}"
         )
     if ":" in config.encoder:  # timm would ask a hub, or read a directory, that a stranger's config names
         raise UserError(f"segmenter.encoder = {config.encoder!r}: give the name of an encoder, not an address of a hub")

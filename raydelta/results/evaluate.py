@@ -159,5 +159,6 @@ def method_of(job: Job) -> str:
     if job.kind == "expert":
         return "synthetic only"
     unguided = job.kind == "translator" and job.config.guidance.weight == 0
-    name = {"translator": "unguided" if unguided else "guided"}.get(job.kind, job.kind)
+    taught = job.config.guidance.teacher is not None
+    name = {"translator": "unguided" if unguided else "taught" if taught else "guided"}.get(job.kind, job.kind)
     return f"{name}, shuffled labels" if job.config.labels.shuffle and not unguided else name

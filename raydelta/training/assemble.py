@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,18 +14,20 @@ from torch import Tensor
 from raydelta.compute.device import Place
 from raydelta.data.augment import Batch, build_augment, build_colour
 from raydelta.data.labels import keep_bought
-from raydelta.data.shards import read_manifest
+from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, TrainingSet, load_images, stream_rows
 from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
 from raydelta.networks.layers import freeze
 from raydelta.training import checkpoint
 from raydelta.training.appearance import build_randomise, swap_amplitude
+from raydelta.training.blend import BlendTraining
 from raydelta.training.job import Job, label_ids
 from raydelta.training.loop import Training, hash_seed
+from raydelta.training.losses import class_weights
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
 from raydelta.training.student import Appearance, StudentTraining
-from raydelta.training.supervised import SegmenterTraining
+from raydelta.training.supervised import Predict, SegmenterTraining, recalibrate
 from raydelta.training.trained import ensemble, load_generator, load_model, load_segmenter
 from raydelta.training.translator import TranslatorTraining
 
@@ -45,6 +47,9 @@ def open_large_sets(job: Job) -> dict[str, TrainingSet]:
             opened[domain] = stream_rows(uri, "train", data.size, labels=labels)
     return opened
 
+
+CALIBRATED = 96
+"""At most so many images give a segmenter its batch-norm statistics."""
 
 HELD_OUT = 64
 """At most this many synthetic training images (or a tenth) are kept from the expert's training to validate it."""
@@ -80,32 +85,41 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
             raise UserError(_no_labels(job))
         sets["labelled"] = labelled
 
-    training: SegmenterTraining | TranslatorTraining
+    training: SegmenterTraining | TranslatorTraining | BlendTraining
     if job.kind == "translator":
         assert job.expert is not None
-        training = TranslatorTraining(config, freeze(load_segmenter(job.expert, classes)), place)
+        teacher = load_model(job.student, place).predict if job.student is not None else None
+        training = TranslatorTraining(config, freeze(load_segmenter(job.expert, classes)), place, teacher)
         if job.translator is not None:
             networks = training.networks()
             start = checkpoint.read_networks(job.translator.directory / "checkpoint", networks)
             for name, weights in start.items():
                 networks[name].load_state_dict(weights)
     elif job.kind == "expert":
-        training = SegmenterTraining(build_segmenter(config.segmenter, classes), config.expert.learning_rate, place)
+        network, settings = build_segmenter(config.segmenter, classes), config.expert
+        weights = {"synthetic": class_weights(read_manifest(data.synthetic).splits["train"].pixels)}
+        training = SegmenterTraining(network, settings.learning_rate, place, ema=settings.ema, weights=weights)
         images = sets["synthetic"]
         if isinstance(images, Images):
             kept = max(1, len(images) - min(HELD_OUT, len(images) // 10))
             sets["synthetic"], validation = images.take(slice(kept)), images.take(slice(kept, None))
+    elif job.kind == "blended":
+        assert job.expert is not None
+        training = BlendTraining(load_segmenter(job.expert, classes), config.adaptation.share, place)
     else:
-        training = _build_student(job, classes, place)
+        training = _build_student(job, classes, labelled, place)
 
     # Colour is the translator's subject. What is translated or has pseudo-labels is jittered afterwards, in the step.
     plain = {"real"}
     if job.kind == "translator":
         plain = {"real", "synthetic", "labelled"}
-    elif job.recipe.synthetic == "translated":
+    elif job.recipe.synthetic == "translated" or (job.kind == "expert" and config.expert.appearance == "plain"):
         plain = {"real", "synthetic"}
     unused = {"real", "synthetic"} if job.kind == "translator" else {"real"}
-    geometry, both = (build_augment(config.augment, data.height, data.width, colour) for colour in (False, True))
+    zoom = job.recipe.section != "translator"
+    geometry, both = (
+        build_augment(config.augment, data.height, data.width, zoom=zoom, colour=colour) for colour in (False, True)
+    )
     streams: dict[str, Stream] = {}
     for number, (name, images) in enumerate(sets.items()):
         if isinstance(images, Images):
@@ -116,7 +130,11 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     def augment_stream(name: str, images: Tensor, labels: Tensor | None) -> Batch:
         return (geometry if name in plain else both)(images, None if name in unused else labels)
 
+    calibration = _load_calibration(job) if isinstance(training, SegmenterTraining) else None
+
     def validate() -> dict[str, float]:
+        if isinstance(training, SegmenterTraining) and calibration is not None:
+            recalibrate(training.average, calibration, place.device)
         if validation is None or len(validation) == 0:
             return {}
         return {"miou": mean_iou(class_ious(confusion_matrix(training.predictor(), validation, classes, place)))}
@@ -124,17 +142,31 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     return Parts(training, streams, augment_stream, validate)
 
 
-def _build_student(job: Job, classes: int, place: Place) -> StudentTraining:
+def _load_calibration(job: Job) -> Images:
+    """Some training images of the domain that a segmenter is for: it is used with their batch-norm statistics."""
+    data = job.config.data
+    uri = data.synthetic if job.kind == "expert" else data.real
+    ids = [sample.id for sample in list_ids(uri, "train")]
+    chosen = ids[:: max(1, len(ids) // CALIBRATED)][:CALIBRATED]
+    return load_images(uri, "train", data.size, labels=False, ids=chosen)
+
+
+def _build_student(job: Job, classes: int, labelled: Images | None, place: Place) -> StudentTraining:
     config, recipe = job.config, job.recipe
     assert job.expert is not None
     start = job.student.directory if recipe.start == "student" and job.student else job.expert
     network = (
         build_segmenter(config.segmenter, classes) if recipe.start == "scratch" else load_segmenter(start, classes)
     )
-    teacher: Any = recipe.teacher
+    teacher: Predict | Literal["average"] | None = "average" if recipe.teacher == "average" else None
     if recipe.teacher == "ensemble":
         teacher = ensemble([load_model(member, place).predict for member in job.members])
-    return StudentTraining(network, config, place, _build_appearance(job, place), teacher)
+    weights = {"synthetic": class_weights(read_manifest(config.data.synthetic).splits["train"].pixels)}
+    if labelled is not None and labelled.labels is not None:
+        weights["labelled"] = class_weights(np.bincount(labelled.labels.ravel(), minlength=classes)[:classes].tolist())
+    settings = config.student
+    rate = settings.learning_rate_scratch if recipe.start == "scratch" else settings.learning_rate
+    return StudentTraining(network, rate, config, place, _build_appearance(job, place), teacher, weights)
 
 
 def _build_appearance(job: Job, place: Place) -> Appearance:
@@ -149,7 +181,7 @@ def _build_appearance(job: Job, place: Place) -> Appearance:
         return lambda synthetic, real: randomise(synthetic)
     if recipe.synthetic == "translated":
         assert job.translator is not None
-        s2r, jitter = load_generator(job.translator.directory, "s2r_ema", place), build_colour(config.augment)
+        s2r, jitter = load_generator(job.translator.directory, "s2r_ema", place), build_colour(config.augment.colour)
 
         def translate(synthetic: Tensor, real: Tensor | None) -> Tensor:
             count = round(config.appearance.translated * len(synthetic))

@@ -31,7 +31,7 @@ class Job(BaseModel):
     directory: Path
     expert: Path | None = None
     translator: "Job | None" = None  # whose S2R translates its synthetic images; of a translator, where it starts
-    student: "Job | None" = None  # where it starts
+    student: "Job | None" = None  # where it starts; of a translator, who teaches it
     members: tuple["Job", ...] = ()  # of the ensemble that it is, or that teaches it
 
     @property
@@ -103,6 +103,8 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         translator = make_job("translator", at, runs, expert)
     if recipe.start == "student":
         student = make_job("student", config, runs, expert)
+    if kind == "translator" and config.guidance.weight > 0 and config.guidance.teacher is not None:
+        student = make_job(config.guidance.teacher, config, runs, expert)
     together = RECIPES["ensemble"].members if recipe.teacher == "ensemble" else recipe.members
     members = tuple(make_job(member, config, runs, expert) for member in together)
     parents = [job.directory.name for job in (translator, student, *members) if job is not None]

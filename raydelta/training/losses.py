@@ -1,5 +1,7 @@
 """Losses as pure functions, computed in fp32 whatever the networks computed in."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,18 +23,36 @@ def l1(image: Tensor, target: Tensor) -> Tensor:
     return (image.float() - target.float()).abs().mean()
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy summed over the valid pixels, and their number, both fp32 scalars.
+def cross_entropy_sum(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weighted cross entropy summed over the valid pixels, and the sum of their weights, both fp32 scalars.
 
-    A sum and a count, not a mean: ranks hold different numbers of valid pixels, so the mean is taken after the counts
-    were added up over the ranks.
+    Two sums, not a mean: ranks hold different numbers of valid pixels, so the mean is taken after both were added up
+    over the ranks.
 
     Args:
         logits: (N, C, H, W).
         labels: (N, H, W), long; ``IGNORE`` where no class applies.
+        weights: (C,), of the classes; 1 each if None.
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total, (labels != IGNORE).sum(dtype=torch.float32)
+    total = F.cross_entropy(logits.float(), labels, weights, ignore_index=IGNORE, reduction="sum")
+    valid = labels != IGNORE
+    if weights is None:
+        return total, valid.sum(dtype=torch.float32)
+    return total, (weights[labels.where(valid, 0)] * valid).sum()
+
+
+def class_weights(pixels: Sequence[int]) -> Tensor:
+    """1 ÷ √frequency of each class, (C,), scaled to a mean of 1 over the pixels; all 1 where nothing was counted.
+
+    Args:
+        pixels: of each class, in the images that are trained on.
+    """
+    counts = torch.tensor(pixels, dtype=torch.float64)
+    if not counts.any():
+        return torch.ones(len(counts))
+    shares = counts / counts.sum()
+    weights = (shares + 1e-3).rsqrt()  # no class counts more than 32 times as much as one that fills the images
+    return (weights / (weights * shares).sum()).float()
 
 
 def dice_sums(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """The student's step: one segmenter for photographs, and every segmenter on the same labels that it is compared with.
 
-    L = CE(f(a(s) ∪ x), y) + w · q · CE(f(m), ŷ)
+    L = ½ [ CE_w(f(a(s)), y) + CE_w(f(x), y) ] + w · q · CE_w(f(m), ŷ)
 
 over synthetic images s in some appearance a (as they are, translated by S2R, FDA, randomised), labelled photographs x
 and, where there is a teacher, unlabelled photographs r: ŷ is what the teacher sees in them, void where it is not
 confident, and q the share of the pixels where it is. A mean teacher (Tarvainen & Valpola 2017) is the student's own
-moving average, and m are photographs into which half of the classes of a synthetic image are pasted (DACS, Tranheden et
-al. 2021); a fixed teacher labels the photographs as they are (pseudo-labels, Lee 2013).
+moving average, and m are photographs into which half of the classes of another image are pasted, a synthetic or a
+labelled one in turn (DACS, Tranheden et al. 2021); a fixed teacher labels the photographs as they are (pseudo-labels,
+Lee 2013). Photographs have a forward of their own, labelled and mixed ones together.
 """
 
-import copy
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,6 @@ from raydelta.compute.device import Place
 from raydelta.config import Config
 from raydelta.data.augment import Batch, build_colour
 from raydelta.data.taxonomy import IGNORE
-from raydelta.networks.layers import freeze
 from raydelta.training.supervised import Predict, SegmenterTraining
 
 Appearance = Callable[[Tensor, Tensor | None], Tensor]
@@ -30,17 +31,23 @@ class StudentTraining(SegmenterTraining):
     """Trains a segmenter on synthetic images in some appearance, on labels and on pseudo-labels."""
 
     def __init__(
-        self, network: nn.Module, config: Config, place: Place, appearance: Appearance, teacher: Predict | str | None
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        config: Config,
+        place: Place,
+        appearance: Appearance,
+        teacher: Predict | Literal["average"] | None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """
         Args:
             teacher: a fixed predictor, ``"average"`` for a mean teacher, or None for no self-training.
+            weights: (C,), of the classes, of ``synthetic`` and ``labelled`` images.
         """
-        super().__init__(network, config.student.learning_rate, place)
-        self.settings, self.appearance = config.self_training, appearance
-        self._jitter = build_colour(config.augment)
-        self.average = freeze(copy.deepcopy(self.network)) if teacher == "average" else None
-        self.teacher = None if isinstance(teacher, str) else teacher
+        super().__init__(network, learning_rate, place, ema=config.student.ema, weights=weights)
+        self.settings, self.appearance, self.teacher = config.self_training, appearance, teacher
+        self._jitter = build_colour(config.augment.colour)
 
     def step(self, batch: Mapping[str, Batch], done: float) -> dict[str, Tensor]:
         """One optimiser step. Collective.
@@ -55,58 +62,37 @@ class StudentTraining(SegmenterTraining):
         if "synthetic" in batch:
             images, labels = batch["synthetic"]
             supervised["synthetic"] = self.appearance(images, real), labels
-        images, labels = _join(supervised)
-        counts = [len(images)]
-        if real is not None and self._listens(done):
-            mixed, pseudo = self._pseudo(real, supervised)
-            images, labels = _join({"supervised": (images, labels), "pseudo": (self._jitter(mixed), pseudo)})
-            counts.append(len(real))
+        listens = self.teacher is not None and (self.teacher != "average" or done >= self.settings.start)
+        if real is None or not listens:
+            return super().step(supervised, done)
 
+        mixed, pseudo = self._pseudo(real, supervised)
         self.network.train()
-        losses = [
-            self._cross_entropy(*part)
-            for part in zip(self._logits(images).split(counts), labels.split(counts), strict=True)
-        ]
-        terms = {"cross_entropy": losses[0]}
-        loss = losses[0]
-        if len(losses) > 1:
-            terms["pseudo_labels"] = losses[1]
-            confident = labels[counts[0] :] != IGNORE
-            terms["confident"] = self.place.total(confident.sum()) / (confident.numel() * self.place.world)
-            loss = loss + self.settings.weight * terms["confident"] * losses[1]
-        self._update(loss, done)
-        if self.average is not None:
-            self._follow(done)
+        losses = []
+        if "synthetic" in supervised:
+            images, labels = supervised["synthetic"]
+            losses.append(self.cross_entropy(self.logits(images), _given(labels), "synthetic"))
+        images, labels = supervised.get("labelled", (mixed[:0], pseudo[:0]))
+        seen, mixed_seen = self.logits(torch.cat([images, self._jitter(mixed)])).split([len(images), len(mixed)])
+        if len(images):
+            losses.append(self.cross_entropy(seen, _given(labels), "labelled"))
+        taught = self.cross_entropy(mixed_seen, pseudo, "labelled" if len(images) else "synthetic")
+        confident = self.place.total((pseudo != IGNORE).sum()) / (pseudo.numel() * self.place.world)
+        loss = torch.stack(losses).mean()
+        self.update(loss + self.settings.weight * confident * taught, done)
+        terms = {"cross_entropy": loss, "pseudo_labels": taught, "confident": confident}
         return {name: term.detach() for name, term in terms.items()}
 
-    def _listens(self, done: float) -> bool:
-        return self.teacher is not None or (self.average is not None and done >= self.settings.start)
-
     @torch.no_grad()
-    def _pseudo(self, real: Tensor, supervised: Mapping[str, Batch]) -> Batch:
-        """Photographs with the teacher's labels; a mean teacher's are mixed with synthetic images."""
-        if self.teacher is not None:
+    def _pseudo(self, real: Tensor, supervised: Mapping[str, Batch]) -> tuple[Tensor, Tensor]:
+        """Photographs with the teacher's labels; a mean teacher's are mixed with images whose labels are known."""
+        if callable(self.teacher):
             return real, confident_labels(self.teacher(real), self.settings.confidence)
-        assert self.average is not None
-        labels = confident_labels(self.average(real).float(), self.settings.confidence)
-        images, truth = supervised["synthetic"]
-        assert truth is not None
+        labels = confident_labels(self.predictor()(real), self.settings.confidence)
+        known = [list(zip(images, _given(labels), strict=True)) for images, labels in supervised.values()]
+        in_turn = [pair for pairs in zip_longest(*known) for pair in pairs if pair is not None]
+        images, truth = (torch.stack(parts) for parts in zip(*in_turn, strict=True))
         return mix_classes(images, truth, real, labels)
-
-    def _follow(self, done: float) -> None:
-        """The mean teacher follows the student, fast at first."""
-        assert self.average is not None
-        rate = 1 - self.settings.ema if done >= self.settings.start else max(0.1, 1 - self.settings.ema)
-        with torch.no_grad():
-            for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-                if mean.is_floating_point():
-                    mean.lerp_(value, rate)
-                else:
-                    mean.copy_(value)
-
-    def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint keeps as weights."""
-        return super().networks() | ({"average": self.average} if self.average is not None else {})
 
 
 def confident_labels(logits: Tensor, confidence: float) -> Tensor:
@@ -115,11 +101,11 @@ def confident_labels(logits: Tensor, confidence: float) -> Tensor:
     return labels.where(likelihood >= confidence, IGNORE)
 
 
-def mix_classes(images: Tensor, labels: Tensor, real: Tensor, pseudo: Tensor) -> Batch:
-    """Half of the classes of each synthetic image pasted into a photograph. ClassMix, Olsson et al. 2021.
+def mix_classes(images: Tensor, labels: Tensor, real: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of the classes of each image pasted into a photograph. ClassMix, Olsson et al. 2021.
 
     Args:
-        images: synthetic, at least one; taken in turn where there are fewer than photographs.
+        images: with labels, at least one; taken in turn where there are fewer than photographs.
     """
     mixed, mixed_labels = real.clone(), pseudo.clone()
     for index in range(len(real)):
@@ -134,6 +120,6 @@ def mix_classes(images: Tensor, labels: Tensor, real: Tensor, pseudo: Tensor) ->
     return mixed, mixed_labels
 
 
-def _join(batches: Mapping[str, Batch]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*batches.values(), strict=True)
-    return torch.cat(images), torch.cat(labels)
+def _given(labels: Tensor | None) -> Tensor:
+    assert labels is not None
+    return labels

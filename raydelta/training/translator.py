@@ -3,9 +3,10 @@
     L = (1 - α) · [ LSGAN(R2S) + LSGAN(S2R) + λ_real · |S2R(R2S(r)) - r| + λ_syn · |R2S(S2R(s)) - s| + identity terms ]
         + α · γ · [ CE(E(R2S(x)), y) + δ · Dice(E(R2S(x)), y) ]
 
-with α = ``guidance.weight``, γ = ``guidance.scale`` and δ = ``guidance.dice``. Knows no Ray and no files. For
-speed, the translation and the identity forward of a generator go through it as one batch (instance norm keeps samples
-apart, so nothing changes), and so do the real and fake images of a discriminator.
+with α = ``guidance.weight``, γ = ``guidance.scale`` and δ = ``guidance.dice``. With a teacher, unlabelled photographs
+are among the x, and y is what the teacher sees in them (taught guidance). Knows no Ray and no files. For speed, the
+translation and the identity forward of a generator go through it as one batch (instance norm keeps samples apart, so
+nothing changes), and so do the real and fake images of a discriminator.
 """
 
 import copy
@@ -21,15 +22,21 @@ from raydelta.data.augment import Batch
 from raydelta.networks import Discriminator, Generator
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
+from raydelta.training.student import confident_labels
+from raydelta.training.supervised import Predict
 
 
 class TranslatorTraining:
     """Both generators, both discriminators, their optimisers and pools, and the step that trains them."""
 
-    def __init__(self, config: Config, expert: nn.Module | None, place: Place) -> None:
+    def __init__(self, config: Config, expert: nn.Module | None, place: Place, teacher: Predict | None = None) -> None:
+        """
+        Args:
+            teacher: labels the photographs of ``real`` that are more than there are synthetic images, for guidance.
+        """
         self.guidance: GuidanceConfig = config.guidance
         self.cycle: CycleConfig = config.cycle
-        self.settings, self.place = config.translator, place
+        self.settings, self.place, self.teacher = config.translator, place, teacher
         if expert is None and self.guidance.weight > 0:
             raise ValueError("guidance needs an expert")
         self.expert = (
@@ -58,7 +65,8 @@ class TranslatorTraining:
         """One step of the generators, then one of the discriminators. Collective.
 
         Args:
-            batch: ``synthetic`` and ``real`` images, and where guidance is on ``labelled`` real images with labels.
+            batch: ``synthetic`` and ``real`` images, and where guidance is on ``labelled`` real images with labels;
+                with a teacher more ``real`` ones than synthetic.
             done: share of the training that is behind, in [0, 1).
 
         Returns:
@@ -67,7 +75,12 @@ class TranslatorTraining:
         self._set_rates(done)
         real, synthetic = (batch[name][0].to(self.place.dtype) for name in ("real", "synthetic"))
         weight = self.guidance.weight if done >= self.guidance.start else 0.0
+        real, photographs = real[: len(synthetic)], real[len(synthetic) :]
         labelled, labels = batch["labelled"] if weight > 0 else (real[:0], None)
+        if labels is not None and self.teacher is not None:
+            with torch.no_grad():
+                pseudo = confident_labels(self.teacher(photographs.float()), self.guidance.confidence)
+            labelled, labels = torch.cat([labelled.to(real.dtype), photographs]), torch.cat([labels, pseudo])
 
         _require_grad(self._discriminators, False)
         loss, terms, fake_real, fake_synthetic = self._generator_loss(real, synthetic, labelled, labels, weight)

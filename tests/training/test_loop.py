@@ -73,7 +73,9 @@ class Run:
             name: MemoryStream(images, 2, (0, number), self.place)
             for number, (name, images) in enumerate(streams.items())
         }
-        self.plain = build_augment(self.config.augment, SIZE, SIZE, colour=self.kind == "expert")
+        self.plain = build_augment(
+            self.config.augment, SIZE, SIZE, zoom=self.kind == "expert", colour=self.kind == "expert"
+        )
         self.drawn = 0
 
     def train(self, steps: int, resume: Path | None = None) -> "Run":
@@ -160,7 +162,8 @@ def test_a_training_that_is_at_its_end_trains_no_further(tmp_path: Path) -> None
     first = Run(tmp_path / "first").train(2)
     again = Run(tmp_path / "again", start_seed=5).train(2, resume=first.checkpoints[2])
     assert again.drawn == 0
-    assert same(dict(again.training.networks()["segmenter"].state_dict()), dict(first.training.network.state_dict()))
+    for name, network in again.training.networks().items():
+        assert same(dict(network.state_dict()), dict(first.training.networks()[name].state_dict()))
 
 
 def test_a_damaged_checkpoint_stops_the_resume(tmp_path: Path) -> None:

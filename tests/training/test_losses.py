@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from raydelta.data.taxonomy import IGNORE
-from raydelta.training.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
+from raydelta.training.losses import class_weights, cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
 
 torch.set_num_threads(1)
 
@@ -186,3 +186,18 @@ def test_bf16_inputs_are_summed_in_fp32() -> None:
     ):
         assert value.dtype == torch.float32
         assert torch.equal(value, exact)
+
+
+def test_class_weights_are_the_inverse_root_of_the_frequency_with_a_mean_of_one_over_the_pixels() -> None:
+    weights = class_weights([900, 100, 0])
+    assert float((weights * torch.tensor([0.9, 0.1, 0])).sum()) == pytest.approx(1)
+    assert float(weights[1] / weights[0]) == pytest.approx((0.901 / 0.101) ** 0.5)
+    assert weights.isfinite().all() and weights[2] > weights[1]
+    assert class_weights([0, 0]).tolist() == [1, 1]
+
+
+def test_weighted_cross_entropy_is_a_mean_over_the_weights() -> None:
+    logits, labels, weights = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4)), torch.tensor([1.0, 2.0, 0.5])
+    labels[0, 0] = IGNORE
+    total, valid = cross_entropy_sum(logits, labels, weights)
+    torch.testing.assert_close(total / valid, F.cross_entropy(logits, labels, weights, ignore_index=IGNORE))

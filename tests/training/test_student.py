@@ -43,7 +43,7 @@ def build_training(
     network: nn.Module, teacher: Predict | str | None, *overrides: str, place: Place = HERE
 ) -> StudentTraining:
     config = load_config(overrides=["student.learning_rate=0.02", "augment.colour=0", *overrides])
-    return StudentTraining(network, config, place, unchanged, teacher)
+    return StudentTraining(network, config.student.learning_rate, config, place, unchanged, teacher)
 
 
 def weights(network: nn.Module) -> list[Tensor]:
@@ -151,8 +151,9 @@ def test_the_loss_falls(teacher: str | None) -> None:
 def test_synthetic_images_are_seen_in_their_appearance_and_labelled_ones_as_they_are() -> None:
     network = build_network()
     (images, labels), (own, truth), (real, _) = colourful(4), colourful(2, seed=1), photographs()
-    expected = F.cross_entropy(network(torch.cat([images - 2 * real, own])), torch.cat([labels, truth])).detach()
-    training = StudentTraining(network, load_config(), HERE, lambda synthetic, real: synthetic - 2 * real, None)
+    losses = F.cross_entropy(network(images - 2 * real), labels), F.cross_entropy(network(own), truth)
+    expected = torch.stack(losses).mean().detach()
+    training = StudentTraining(network, 0.01, load_config(), HERE, lambda synthetic, real: synthetic - 2 * real, None)
     found = training.step({"labelled": (own, truth), "synthetic": (images, labels), "real": (real, None)}, 0.5)
     torch.testing.assert_close(found["cross_entropy"], expected)
 
@@ -161,7 +162,7 @@ def test_without_a_teacher_there_are_no_pseudo_labels() -> None:
     training = build_training(build_network(), None)
     for batch in ({"synthetic": colourful(2), "real": photographs()}, {"labelled": colourful(2)}):
         assert set(training.step(batch, 0.5)) == {"cross_entropy"}
-    assert set(training.networks()) == {"segmenter"}
+    assert set(training.networks()) == {"segmenter", "trained"}
 
 
 def test_the_mean_teacher_is_listened_to_from_its_start_on() -> None:
@@ -174,12 +175,12 @@ def test_the_mean_teacher_is_listened_to_from_its_start_on() -> None:
     assert all(term.dtype == torch.float32 and not term.requires_grad for term in terms.values())
 
 
-@pytest.mark.parametrize(("done", "rate"), [(0.1, 0.1), (0.5, 0.03)], ids=["before its start", "from its start on"])
-def test_the_average_follows_the_network(done: float, rate: float) -> None:
-    training = build_training(build_network(norm=True), "average", "self_training.ema=0.97")
-    average = training.networks()["average"]
+@pytest.mark.parametrize(("ema", "rate"), [(0.97, 0.9), (0.05, 0.95)], ids=["fast at first", "as wanted"])
+def test_the_average_follows_the_network(ema: float, rate: float) -> None:
+    training = build_training(build_network(norm=True), "average", f"student.ema={ema}")
+    average = training.networks()["segmenter"]
     before = weights(average)
-    training.step({"synthetic": colourful(4), "real": photographs()}, done)
+    training.step({"synthetic": colourful(4), "real": photographs()}, 0.5)
     for name, old, mean, value in zip(
         average.state_dict(), before, weights(average), weights(training.network), strict=True
     ):
@@ -192,8 +193,7 @@ def test_the_average_follows_the_network(done: float, rate: float) -> None:
 
 def test_the_average_gets_no_gradient_and_is_no_part_of_the_network() -> None:
     training = build_training(build_network(norm=True), "average")
-    assert set(training.networks()) == {"segmenter", "average"}
-    average = training.networks()["average"]
+    average = training.networks()["segmenter"]
     for done in (0.1, 0.5):
         training.step({"synthetic": colourful(4), "real": photographs()}, done)
     assert not average.training
@@ -202,8 +202,8 @@ def test_the_average_gets_no_gradient_and_is_no_part_of_the_network() -> None:
     storages = [{value.data_ptr() for value in part.state_dict().values()} for part in (average, training.network)]
     assert not storages[0] & storages[1]
     images = photographs()[0]
-    assert torch.equal(training.predictor()(images), training.network.eval()(images))
-    assert not torch.equal(training.predictor()(images), average(images))
+    assert torch.equal(training.predictor()(images), average(images))
+    assert not torch.equal(training.predictor()(images), training.network.eval()(images))
 
 
 def test_pseudo_labels_by_hand() -> None:
@@ -222,6 +222,22 @@ def test_pseudo_labels_by_hand() -> None:
         found, {"cross_entropy": supervised.detach(), "pseudo_labels": taught.detach(), "confident": share}
     )
     torch.testing.assert_close([parameter.grad for parameter in network.parameters()], list(expected))
+
+
+def test_a_mean_teachers_photographs_are_mixed_with_synthetic_and_labelled_images_in_turn() -> None:
+    training = build_training(build_network(), "average", "self_training.confidence=0")
+    seen: list[Tensor] = []
+    training.network.register_forward_hook(lambda module, arguments, logits: seen.append(arguments[0].detach()))
+    marks = {"synthetic": 0.25, "labelled": 0.5, "real": -0.75}
+    images = {name: torch.full((2, 3, 8, 8), mark) for name, mark in marks.items()}
+    labels = torch.arange(8).expand(2, 8, 8) // 4
+    batch = {name: (images[name], labels) for name in ("synthetic", "labelled")} | {"real": (images["real"], None)}
+    training.step(batch, 0.5)
+    synthetic, photographs = seen
+    assert synthetic.unique().tolist() == [0.25]
+    own, first, second = photographs.split([2, 1, 1])
+    assert own.unique().tolist() == [0.5]
+    assert (set(first.unique().tolist()), set(second.unique().tolist())) == ({-0.75, 0.25}, {-0.75, 0.5})
 
 
 def test_a_student_learns_from_a_teacher_alone() -> None:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydelta.compute.device import Place
+from raydelta.data.augment import to_float
 from raydelta.data.streams import Images
 from raydelta.data.taxonomy import IGNORE
 from raydelta.networks.layers import freeze
 from raydelta.training.metrics import confusion_matrix
-from raydelta.training.supervised import SegmenterTraining, build_predictor
+from raydelta.training.supervised import SegmenterTraining, build_predictor, recalibrate
 from tests.segmenters import CLASSES, build_network, colourful
 
 torch.set_num_threads(1)
@@ -49,13 +50,37 @@ def test_the_loss_is_the_mean_over_the_valid_pixels() -> None:
     torch.testing.assert_close([parameter.grad for parameter in network.parameters()], gradients)
 
 
-def test_streams_count_by_their_pixels() -> None:
-    network = build_network()
+def test_domains_count_alike_and_have_weights_and_forwards_of_their_own() -> None:
+    network = build_network(norm=True)
     first, second = colourful(3, seed=1), colourful(1, seed=2)
-    together = tuple(torch.cat(parts) for parts in zip(first, second, strict=True))
-    expected = F.cross_entropy(network(together[0]), together[1]).detach()
-    found = SegmenterTraining(network, 0.01, HERE).step({"synthetic": first, "labelled": second}, 0.0)
-    torch.testing.assert_close(found["cross_entropy"], expected)
+    weights = {"synthetic": torch.tensor([1.0, 2.0, 3.0])}
+    (images, labels), (own, truth) = first, second
+    losses = F.cross_entropy(network(images), labels, weights["synthetic"]), F.cross_entropy(network(own), truth)
+    training = SegmenterTraining(network, 0.01, HERE, weights=weights)
+    found = training.step({"synthetic": first, "labelled": second}, 0.0)
+    torch.testing.assert_close(found["cross_entropy"], torch.stack(losses).mean().detach())
+
+
+def test_recalibration_gives_the_statistics_of_the_images_and_nothing_else() -> None:
+    network = build_network(norm=True)
+    before = copy.deepcopy(network.state_dict())
+    images = validation_images()
+    recalibrate(network.eval(), images, torch.device("cpu"))
+    inside = network[0](to_float(torch.from_numpy(images.pixels)))
+    torch.testing.assert_close(network[1].running_mean, inside.mean((0, 2, 3)))
+    torch.testing.assert_close(network[1].running_var, inside.var((0, 2, 3)))
+    assert not network.training and not network[1].training and network[1].momentum == 0.1
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    again = copy.deepcopy(network.state_dict())
+    recalibrate(network, images, torch.device("cpu"))
+    assert all(map(torch.equal, network.state_dict().values(), again.values()))
+
+
+def test_a_step_that_is_far_too_long_is_cut() -> None:
+    training = SegmenterTraining(build_network(), 0.01, HERE)
+    images, labels = colourful(2)
+    training.step({"synthetic": (1e4 * images, labels)}, 0.5)
+    assert torch.stack([parameter.grad.norm() for parameter in training.network.parameters()]).norm() < 5.001
 
 
 def test_labels_that_say_nothing_leave_the_loss_and_the_weights_finite() -> None:
@@ -82,12 +107,16 @@ def test_a_step_goes_on_from_a_saved_state() -> None:
     training = SegmenterTraining(build_network(), 0.02, HERE)
     batch = {"synthetic": colourful(4)}
     training.step(batch, 0.0)
-    other = SegmenterTraining(copy.deepcopy(training.network), 0.02, HERE)
+    other = SegmenterTraining(build_network(seed=5), 0.02, HERE)
+    for name, network in training.networks().items():
+        other.networks()[name].load_state_dict(copy.deepcopy(network.state_dict()))
     other.load_state(copy.deepcopy(training.state()))
     for stepped in (training, other):
         stepped.step(batch, 0.5)
     assert all(
-        torch.equal(a, b) for a, b in zip(training.network.parameters(), other.network.parameters(), strict=True)
+        torch.equal(a, b)
+        for name, network in training.networks().items()
+        for a, b in zip(network.parameters(), other.networks()[name].parameters(), strict=True)
     )
 
 
