@@ -299,6 +299,17 @@ class Config(Section):
     compute: ComputeConfig = ComputeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_before(cls, tree: Any) -> Any:
+        """``self_training.ema`` is ``student.ema`` now: configs beside older checkpoints have the former."""
+        if isinstance(tree, Mapping) and isinstance(tree.get("self_training"), Mapping):
+            settings = dict(tree["self_training"])
+            if "ema" in settings and isinstance(tree.get("student", {}), Mapping):
+                student = {"ema": settings.pop("ema"), **tree.get("student", {})}
+                return {**tree, "self_training": settings, "student": student}
+        return tree
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, pixels in (("data.width", self.data.width), ("data.height", self.data.height)):

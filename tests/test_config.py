@@ -200,3 +200,8 @@ def test_a_key_that_is_no_word_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load_config(file=write(tmp_path / "mine.yaml", "# nothing\n")) == Config()
+
+
+def test_a_field_that_has_moved_is_read_from_older_files() -> None:
+    assert load_config(overrides={"self_training.ema": 0.5}).student.ema == 0.5
+    assert load_config(overrides={"self_training.ema": 0.5, "student.ema": 0.7}).student.ema == 0.7

@@ -152,17 +152,19 @@ def test_an_oracle_does_not_depend_on_the_budget_and_joint_training_does(config:
         ("translated only", {"cycle__real": 3}),
         ("ensemble", {"guidance__weight": 0.1, "student__steps": 9}),
         ("pseudo-labels", {"self_training__confidence": 0.5, "translator__steps": 9}),
-        ("mean teacher", {"self_training__ema": 0.5}),
+        ("mean teacher", {"student__ema": 0.5, "self_training__start": 0.1}),
         ("FDA", {"appearance__bandwidth": 0.1}),
         ("randomised", {"appearance__strength": 0.1}),
         ("guided", {"labels__shuffle": True}),
+        ("guided", {"guidance__teacher": "mean teacher"}),
+        ("blended", {"adaptation__share": 0.3}),
     ],
 )
 def test_a_job_depends_on_what_it_and_its_parents_use(config: Config, kind: Kind, fields: dict[str, Any]) -> None:
     kind = METHODS[kind].kind
     for field, value in fields.items():
         assert name_of(kind, config, **{field: value}) != name_of(kind, config), field
-    if "self_training__ema" not in fields and "self_training__confidence" not in fields:
+    if not any(field.startswith("self_training") for field in fields):
         assert name_of(kind, config, self_training__weight=0.5) == name_of(kind, config)
 
 
@@ -237,7 +239,8 @@ def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -
     assert job.done
     stage = read_stage(job.directory)
     train, validation = choose_labels(REAL_NAMES, config.labels, config.seed, config.labels.budget)
-    assert (stage["labels_train"], stage["labels_val"]) == ([] if kind == "translated only" else train, validation)
+    none = RECIPES[kind].labels == "none"
+    assert (stage["labels_train"], stage["labels_val"]) == ([] if none else train, validation)
     assert (len(train), len(validation)) == (4, 2)
     assert stage["metrics"]["device_seconds"] > 0
     assert stage["expert"] == expert[0].directory.name
@@ -253,6 +256,36 @@ def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -
         translated = model.translate(images)
         assert translated.shape == images.shape
         assert translated.abs().max() <= 1
+
+
+def test_a_taught_translator_learns_from_a_students_labels_of_photographs_too(config: Config, expert: Trained) -> None:
+    at = override(config, METHODS["taught"].overrides)
+    job = make_job("translator", at, expert[0].directory.parent, expert[0].directory)
+    assert [parent.kind for parent in job.parents] == ["mean teacher"]
+    assert job.batches == {"synthetic": 2, "real": 6, "labelled": 4}
+    for parent in job.parents:
+        if not parent.done:
+            train_job(parent)
+    _, reports = train_job(job)
+    assert read_job(job.directory) == job
+    assert method_of(job) == "taught"
+    assert reports[-1]["losses"]["guidance"] > 0
+    guided = make_job("translator", config, expert[0].directory.parent, expert[0].directory)
+    assert guided.batches == {"synthetic": 2, "real": 2, "labelled": 8}
+
+
+def test_blended_statistics_lie_between_the_experts_and_those_of_photographs(config: Config, expert: Trained) -> None:
+    job, _ = train_job(make_job("blended", config, expert[0].directory.parent, expert[0].directory))
+    before, after = (
+        checkpoint.read_weights(stage.directory / "checkpoint", "segmenter") for stage in (expert[0], job)
+    )
+    adapted = checkpoint.read_weights(job.directory / "checkpoint", "adapted")
+    for name, value in after.items():
+        if "running" in name:
+            torch.testing.assert_close(value, (before[name] + adapted[name]) / 2)
+            assert not torch.equal(value, before[name]), name
+        else:
+            assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("kind", ENSEMBLES)
