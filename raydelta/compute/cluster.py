@@ -1,4 +1,4 @@
-"""The Ray cluster that a command runs on: the running one if there is one, else a private one on this machine."""
+"""The Ray cluster that a command runs on: a running one, or a private one on this machine."""
 
 import contextlib
 import importlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere,
-    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:1",  # not even that they are off, which ray start reports once
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:1",  # ray start would report once that they are off
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the environment as it is
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the pace at which the controller takes reports
@@ -35,17 +35,17 @@ SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
-"""Ray's own knobs; what the user has set stays."""
+"""Settings of Ray; what the user has set is kept."""
 
 TOKEN = Path("~/.ray/auth_token")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to run on, with what its autoscaler may add."""
+    """Nodes and resources to run on, including those that the autoscaler may add."""
 
-    nodes: int  # that run now
-    resources: tuple[dict[str, float], ...]  # of each node, those included that the autoscaler may start
+    nodes: int  # running now
+    resources: tuple[dict[str, float], ...]  # of each node, including those that the autoscaler may start
     dashboard: str | None
     logs: Path
 
@@ -59,7 +59,7 @@ class Cluster:
 
 
 def set_defaults() -> None:
-    """Ray's settings, for whatever the user has not set; before Ray is imported."""
+    """Set what the user has not set; call it before Ray is imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if TOKEN.expanduser().exists():  # Ray reads the mode when it is imported; a cluster that was started here has it on
@@ -67,7 +67,7 @@ def set_defaults() -> None:
 
 
 def make_token() -> None:
-    """The token of this machine's clusters, for its owner alone: Ray itself would write it readable for all.
+    """Write the token of this machine's clusters, readable by its owner only: Ray would write it readable by all.
 
     Raises:
         UserError: it cannot be written.
@@ -86,7 +86,7 @@ def make_token() -> None:
 
 
 def token_header() -> dict[str, str]:
-    """What a request to a cluster's dashboard carries; nothing where authentication is off."""
+    """The header of a request to a cluster's dashboard; empty where authentication is off."""
     if os.environ.get("RAY_AUTH_MODE") != "token":
         return {}
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
@@ -127,7 +127,7 @@ def ensure_ray() -> Cluster:
             reason = " ".join(str(error).split())
             if not address:
                 raise UserError(f"cannot use a private Ray on this machine: {reason}") from error
-            # Ray does not say that it is about the token, and it is if something listens there.
+            # Ray does not say that the token is wrong; if something listens there, that is the usual cause.
             hint = f"; is {TOKEN} the cluster's token, on every node?" if isinstance(error, ConnectionError) else ""
             raise UserError(f"cannot use the Ray cluster at {address}: {reason}{hint}") from error
         _dashboard[0] = getattr(context, "dashboard_url", None)
@@ -140,7 +140,7 @@ def ensure_ray() -> Cluster:
 
 
 def _start_private(settings: dict[str, Any]) -> Any:
-    """Start a Ray of this command's own whose processes know its address.
+    """Start a private Ray whose processes know its address.
 
     Ray Train's cleaner looks for it, and where another command runs a Ray it would find two and give up: the workers of
     a trial that was ended would keep their CPUs for ever.
@@ -171,7 +171,7 @@ def choose_preset(preset: str | None, cluster: Cluster) -> str:
 
 
 def warm_up() -> "ObjectRef":
-    """Let a worker process import torch and the rest while the driver still prepares the data."""
+    """Let a worker process import torch and other slow packages while the driver prepares the data."""
     import ray
 
     def import_all() -> None:
@@ -317,7 +317,7 @@ def _listens(address: str) -> bool:
 
 
 def node_leaves() -> bool:
-    """Whether the node of this process is being drained, as when a spot instance gets its notice."""
+    """Whether the node of this process is about to be taken away, as a spot instance after its notice."""
     import ray
 
     if not ray.is_initialized():

@@ -44,7 +44,7 @@ GUARD = (
     "import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit('error: the cluster has Python ' + "
     "sys.version.split()[0] + ', raydelta needs 3.11 to 3.13; see setup_commands of the cluster file')"
 )
-"""What a job does first: the head's Python may be one that could not even import us."""
+"""What a job checks first: raydelta cannot be imported by every Python."""
 
 
 class Unreachable(UserError):  # noqa: N818 - the cluster is, for now
@@ -69,7 +69,7 @@ def read_cluster_file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a cluster file of ray up: it has no provider")
     try:
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # Ray prints what it thinks of it
+            with contextlib.redirect_stdout(sys.stderr):  # Ray prints remarks
                 config = prepare_config(tree)
         except Exception:  # what the schema says about a wrong type is clearer than where Ray trips over it
             validate_config(tree | {"cluster_synced_files": []})
@@ -149,7 +149,7 @@ def hold_tunnel(cluster_file: Path) -> None:
 
 
 def check(address: str) -> None:
-    """Ask a cluster who it is.
+    """Check that a cluster answers, takes the token and runs the same Ray.
 
     Raises:
         Unreachable: nothing answers.
@@ -179,10 +179,10 @@ def tune_on_cluster(
     cluster_file: Path | None,
     address: str | None,
 ) -> int:
-    """``raydelta tune`` as a job of a cluster, followed to its end; followed again if it runs there already.
+    """Run ``raydelta tune`` as a job on a cluster and follow it to its end; follow it again if it already runs there.
 
     Args:
-        space: name or file of a search space; a file goes along, as the config file does.
+        space: name or file of a search space; a file is sent along, like the config file.
         runs: None takes ``metadata.runs`` of the cluster file.
         address: of the dashboard, if there is no cluster file.
 
@@ -190,7 +190,7 @@ def tune_on_cluster(
         the exit code: 0 if the job succeeded or was left to itself.
 
     Raises:
-        UserError: bad input, or a cluster that cannot be reached or does not go with this machine.
+        UserError: bad input, or a cluster that cannot be reached or runs another version.
     """
     fields = load_space(space).config | dict(map(parse_override, overrides))
     _check_data(load_config(preset or "laptop", config, fields))
@@ -262,7 +262,7 @@ def _send(address: str, name: str, command: Sequence[str], tree: Path) -> None:
 
 
 def follow(name: str, cluster_file: Path | None, address: str | None) -> int:
-    """Print a job's output as it comes until the job ends; 0 if it succeeded, else 1.
+    """Print a job's output as it comes until the job ends. Returns 0 if it succeeded, else 1.
 
     A lost connection (a closed lid) is opened again. Ctrl-C leaves the job running and returns 0.
 
@@ -344,7 +344,7 @@ def format_jobs(jobs: Sequence[dict[str, Any]], now: datetime | None = None) -> 
 
 
 def _take_along(name: str, folder: Path) -> str:
-    """Copy a file to the tree that goes to the cluster; a name that is none (a shipped space) stays as it is."""
+    """Copy a file to the folder that is sent to the cluster; the name of a shipped space is returned as it is."""
     if not Path(name).is_file():
         return name
     folder.mkdir()
@@ -394,7 +394,7 @@ def _request(method: str, address: str, path: str) -> Any:
     if answer.status_code in (401, 403):
         problem = "asks for a token" if answer.status_code == 401 else "refuses the token"
         raise UserError(
-            f"{address} {problem}: put the cluster's into ~/.ray/auth_token (on the head it lies at the same place)"
+            f"{address} {problem}: put the cluster's into ~/.ray/auth_token (the head has it at the same path)"
         )
     if answer.status_code == 404:
         raise UserError(

@@ -1,8 +1,8 @@
-"""``raydelta doctor``: is this machine fit for it, what is wrong, and how to mend it.
+"""``raydelta doctor``: checks whether this machine can run raydelta, and says how to fix what is wrong.
 
-A check is a function that returns a ``Check`` or several. It must hold where torch or Ray cannot even be imported, as
-that is when it is needed: what may crash or hang (torch, Ray, a GPU, a bucket) is asked in a process of its own, and
-every check has a deadline. Nothing is changed but a folder that comes and goes to try the storage.
+A check is a function that returns a ``Check`` or several. Checks work even where torch or Ray cannot be imported: what
+may crash or hang (torch, Ray, a GPU, a bucket) runs in a process of its own, and every check has a deadline. Nothing is
+changed, except for a temporary folder that tests the storage.
 """
 
 import importlib.metadata
@@ -44,7 +44,7 @@ EXTRAS = {"export": "onnx", "mlflow": "mlflow", "video": "av", "wandb": "wandb"}
 
 @dataclass(frozen=True)
 class Check:
-    """What one check has found; ``remedy`` says what to do where it is not ok."""
+    """The result of one check; ``remedy`` says what to do where it is not ok."""
 
     name: str
     state: State
@@ -53,10 +53,10 @@ class Check:
 
 
 def diagnose(runs: Path = Path("runs"), addresses: Sequence[str] = ()) -> list[Check]:
-    """All checks, side by side; in the same order always.
+    """Run all checks in parallel; the results come in a fixed order.
 
     Args:
-        runs: where runs are to lie; it need not be there yet.
+        runs: output directory; it need not exist yet.
         addresses: data sets or buckets to reach, local or remote (``s3://…``).
     """
     checks: list[tuple[str, Callable[[], Check | Iterable[Check]]]] = [
@@ -81,10 +81,10 @@ def diagnose(runs: Path = Path("runs"), addresses: Sequence[str] = ()) -> list[C
         try:
             found = check()
             answers[index] = [found] if isinstance(found, Check) else list(found)
-        except Exception as error:  # a check that trips is a finding, not the end of the others
+        except Exception as error:  # a check that cannot run is reported, and the others go on
             answers[index] = [Check(name, "bad", f"cannot be checked: {type(error).__name__}: {error}", REPORT)]
 
-    # Daemons: a dead mount holds a thread for ever, and must not hold the command.
+    # Daemons: a dead mount blocks a thread for ever, and must not block the command.
     threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(checks))]
     for thread in threads:
         thread.start()
@@ -95,7 +95,8 @@ def diagnose(runs: Path = Path("runs"), addresses: Sequence[str] = ()) -> list[C
     return [
         check
         for (name, _), answer in zip(checks, list(answers), strict=True)
-        for check in answer or [Check(name, "bad", silent, "something below it hangs: a mount, a driver or a server")]
+        for check in answer
+        or [Check(name, "bad", silent, "it waits for something that hangs: a mount, a driver or a server")]
     ]
 
 
@@ -103,7 +104,7 @@ REPORT = "this is a fault of the check itself; please report it with this line"
 
 
 def format_checks(checks: Sequence[Check]) -> str:
-    """One line a check, and one below it that says what to do."""
+    """One line for each check, and the remedy below it where there is one."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -200,7 +201,7 @@ def check_torch() -> Iterable[Check]:
             checks.append(Check("devices", "warn", f"NVIDIA driver {driver}, but torch sees no GPU", remedy))
         elif driver:
             remedy = (
-                f"a driver that knows CUDA {found['cuda']}, or a torch for an older CUDA; is CUDA_VISIBLE_DEVICES set?"
+                f"install a driver for CUDA {found['cuda']}, or a torch for an older CUDA; is CUDA_VISIBLE_DEVICES set?"
             )
             reason = f": {found['trouble']}" if found["trouble"] else ""
             checks.append(Check("devices", "bad", f"NVIDIA driver {driver}, but torch sees no GPU{reason}", remedy))
@@ -209,10 +210,10 @@ def check_torch() -> Iterable[Check]:
     for number, device in enumerate(found["devices"]):
         text = f"{device['name']}, {device['free'] / GIB:.0f} of {device['total'] / GIB:.0f} GiB free, driver {driver}"
         if device["trouble"]:
-            remedy = "this torch does not go with this GPU or driver; install one that names both as supported"
+            remedy = "this torch does not support this GPU or driver; install one that does"
             checks.append(Check(f"GPU {number}", "bad", f"{text}: {device['trouble']}", remedy))
         elif device["free"] < device["total"] / 2:
-            remedy = "somebody else computes on it (nvidia-smi says who)"
+            remedy = "another process uses it (nvidia-smi lists them)"
             checks.append(Check(f"GPU {number}", "warn", text, remedy))
         else:
             checks.append(Check(f"GPU {number}", "ok", f"{text}, {bf16[device['bf16']]}"))
@@ -291,7 +292,7 @@ def check_memory() -> Check:
     total, free = memory()
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < MEMORY / 4:
-        return Check("memory", "bad", text, "nothing can be trained in that; end other programs or raise the limit")
+        return Check("memory", "bad", text, "too little to train anything; end other programs or raise the limit")
     if free < MEMORY:
         remedy = "the built-in example takes about 4 GiB; fewer trials at once (`concurrent` in the space) take less"
         return Check("memory", "warn", text, remedy)
@@ -319,12 +320,12 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
     """Where Ray keeps what its processes share."""
     wanted = SHARED * memory()[0]
     if not folder.is_dir():
-        return Check("shared memory", "warn", f"no {folder}", "Ray uses the disk in its place, and is slow")
+        return Check("shared memory", "warn", f"no {folder}", "Ray uses the disk instead, which is slow")
     usage = shutil.disk_usage(folder)
     text = f"{folder} {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
     if usage.free < wanted:
         remedy = (
-            f"Ray wants {wanted / GIB:.1f} GiB and takes the slow disk else; in a container: "
+            f"Ray wants {wanted / GIB:.1f} GiB, and uses the slow disk otherwise; in a container: "
             f"docker run --shm-size={wanted / GIB:.0f}g"
         )
         return Check("shared memory", "warn", text, remedy)
@@ -343,7 +344,7 @@ def check_open_files() -> Check:
 
 
 def check_storage(runs: Path) -> Check:
-    """Whether runs can lie there: writable, renames are whole, and there is room."""
+    """Whether the output directory works: writable, renames are atomic, enough space."""
     folder = runs.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
@@ -360,16 +361,18 @@ def check_storage(runs: Path) -> Check:
             whole = target.read_text() == "new"
         usage = shutil.disk_usage(folder)
     except OSError as error:
-        remedy = "give --runs a folder that you may write to, on a disk of this machine or a mount that knows renames"
+        remedy = (
+            "give --runs a folder that you may write to, on a disk of this machine or a mount that supports renaming"
+        )
         return Check("runs", "bad", f"{folder}: {error.strerror or error}", remedy)
     text = f"{folder} {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
     if not whole:
-        remedy = "checkpoints need renames; of mounts of a bucket, s3fs knows them (docs/cluster.md)"
+        remedy = "checkpoints need renaming; s3fs mounts a bucket in a way that supports it (docs/cluster.md)"
         return Check("runs", "bad", f"{text}; a rename did not replace a file", remedy)
     if usage.free < DISK:
         state: State = "bad" if usage.free < DISK / 10 else "warn"
         return Check("runs", state, text, "free some, or give --runs a larger disk: every checkpoint is written twice")
-    return Check("runs", "ok", f"{text}, writable, renames are whole")
+    return Check("runs", "ok", f"{text}, writable, renames are atomic")
 
 
 def check_address(address: str) -> Check:

@@ -1,4 +1,4 @@
-"""What ``raydelta doctor`` asks in a process of its own, as it may crash or hang: torch, Ray, a data set's address.
+"""What ``raydelta doctor`` asks in a process of its own, because it may crash or hang: torch, Ray, an address.
 
 ``python -m raydelta.doctor.probes torch`` prints its answer as the last line, in JSON.
 """
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class Silent(Exception):  # noqa: N818 - as it says
-    """A probe gave no answer; says why."""
+    """A probe gave no answer; the message says why."""
 
 
 def ask(what: str, seconds: float, value: str = "") -> dict[str, Any]:
     """Ask something of ``PROBES`` in a process of its own.
 
     Args:
-        value: goes there by stdin, as anybody may read a command line.
+        value: passed on stdin, because every user of a machine can read command lines.
 
     Raises:
         Silent: it crashed, or gave no answer in time.

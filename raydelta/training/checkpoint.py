@@ -1,4 +1,4 @@
-"""Checkpoints: all state of a training ↔ one directory, whole or absent. Reading one never runs code from it.
+"""Checkpoints: all state of a training in one directory, complete or absent. Reading one never runs code from it.
 
     checkpoint/
       meta.json               kind of training, step, device seconds so far, format and versions, digests of the files
@@ -31,7 +31,7 @@ from raydelta.version import __version__
 FORMAT = 2
 NETWORKS = "networks.safetensors"
 KEPT = 2
-"""Checkpoints of one training that are kept: the last, and the one before it, should the last be damaged."""
+"""Checkpoints of one training that are kept: the last one, and the one before it in case the last is damaged."""
 
 
 def write_checkpoint(
@@ -109,7 +109,7 @@ def read_config(path: Path) -> Config:
 
 
 def keep_checkpoint(source: Path, folder: Path) -> None:
-    """Copy a checkpoint into a folder, where the last ``KEPT`` stay, whole or not at all.
+    """Copy a checkpoint into a folder, completely or not at all; the last ``KEPT`` stay there.
 
     Raises:
         UserError: it cannot be written; what was there stays.

@@ -60,7 +60,7 @@ def train_on_ray(
     progress = working / "progress.jsonl"
     progress.unlink(missing_ok=True)
     held, streamed = _split_sets(open_large_sets(job) if large is None else large)
-    # Workers that hold every CPU would starve Ray Data for ever.
+    # Ray Data could never start if the workers reserved every CPU.
     resources = dict(resources or {"CPU": 0.5 if streamed and not gpus else 1})
     resources.pop("GPU", None)
     if streamed and large is None:
