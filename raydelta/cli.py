@@ -72,6 +72,7 @@ def tune(
         from raydelta.compute.remote import tune_on_cluster
 
         raise typer.Exit(tune_on_cluster(space, overrides, preset, config, runs, resume, cluster, address))
+    from raydelta.results.recommend import describe, recommend
     from raydelta.tuning.tune import run_tune
 
     runs = runs or Path("runs")
@@ -91,6 +92,8 @@ def tune(
         print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
     for finding in outcome.findings:
         print(f"finding      {finding}")
+    for line in describe(recommend(outcome.rows)):
+        print(f"recommended  {line}")
     print(f"train again  raydelta train translator --runs {runs} --config {outcome.config}")
     for failure in outcome.failed:
         print(f"failed       {failure}")

@@ -17,38 +17,31 @@ from raydelta.storage import without_secrets, write_atomically
 from raydelta.training.job import Job, read_stage
 from raydelta.version import __version__
 
-USE = """\
-```python
+LOAD = """\
 import raydelta
 masks = raydelta.load("FOLDER")("photo.jpg")     # a path, Pillow image, uint8 array or tensor; .ids, .classes
-masks.save("overlay.png")
-
+masks.save("overlay.png")"""
+PROGRAMS = """\
 import onnxruntime                               # images: uint8 (N, H, W, 3) RGB
 session = onnxruntime.InferenceSession("model.onnx")
 ids, logits = session.run(None, {"images": images})
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 
 import torch
-ids, logits = torch.export.load("model.pt2").module()(torch.from_numpy(images))
-```"""
+ids, logits = torch.export.load("model.pt2").module()(torch.from_numpy(images))"""
 
 
 def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], images: str, path: Path) -> None:
     """Write the card of a job's model.
 
     Args:
-        checks: the fields of each ``export.Agreement``.
+        checks: the fields of each ``export.Agreement``; none if nothing but the weights was written.
         images: what the checks were made on, in words.
     """
     config, data = model.config, job.config.data
     train, validation = count_labels(job)
     parameters = sum(weight.numel() for weight in model.parameters())
     classes = "\n".join(f"| {number} | {name} |" for number, name in enumerate(config.taxonomy.classes))
-    checked = "\n".join(
-        f"| {c['model']} | {c['width']}×{c['height']} | {c['agreement']:.3%} | {c['deviation']:.1e} | "
-        f"{c['seconds']:.3f} | {c['torch_seconds']:.3f} |"
-        for c in checks
-    )
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(job), sort_keys=False)}---",
         f"# {config.run}",
@@ -57,7 +50,7 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], i
         "## Use",
         "Input: RGB, 0 to 255, any number and size of upright photographs; resizing and scaling are inside. Output: "
         "the id of the likeliest class of every pixel.",
-        USE,
+        f"```python\n{LOAD}" + (f"\n\n{PROGRAMS}" if checks else "") + "\n```",
         "## Data",
         _data_table(job),
         f"Labelled photographs: {train} to train, {validation} to validate (to choose settings; part of the cost).",
@@ -66,10 +59,7 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], i
         "## Classes",
         f"Taxonomy {config.taxonomy.name}.",
         f"| id | class |\n| --- | --- |\n{classes}",
-        "## Check of the export",
-        f"On {images}. Share of the pixels that get the same id as from the model in torch, by how much logits differ "
-        "at most, and median seconds of one image on one CPU thread of the machine that exported it.",
-        f"| file | size | same ids | logits | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{checked}",
+        *(_checks(checks, images) if checks else ()),
         "## Limits",
         f"- Trained on images of {data.width}×{data.height} pixels; a photograph is resized to that height in its own "
         "aspect ratio. Things that are tiny at that size are not seen.\n"
@@ -82,6 +72,20 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], i
         "the data sets above, which raydelta does not know: please check.",
     ]
     write_atomically(path, "\n\n".join(sections) + "\n")
+
+
+def _checks(checks: Sequence[Mapping[str, Any]], images: str) -> list[str]:
+    lines = "\n".join(
+        f"| {c['model']} | {c['width']}×{c['height']} | {c['agreement']:.3%} | {c['deviation']:.1e} | "
+        f"{c['seconds']:.3f} | {c['torch_seconds']:.3f} |"
+        for c in checks
+    )
+    return [
+        "## Check of the export",
+        f"On {images}. Share of the pixels that get the same id as from the model in torch, by how much logits differ "
+        "at most, and median seconds of one image on one CPU thread of the machine that exported it.",
+        f"| file | size | same ids | logits | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{lines}",
+    ]
 
 
 def _front_matter(job: Job) -> dict[str, Any]:

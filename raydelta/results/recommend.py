@@ -53,6 +53,13 @@ class Recommended(BaseModel):
         """Its validation mIoU with the interval."""
         return f"{self.validation:.1f} % (80 % interval {self.low:.1f} to {self.high:.1f})"
 
+    @property
+    def sentence(self) -> str:
+        """Its name, its validation mIoU and what ties with it."""
+        labels = f" with {self.labels_train} labels" if self.labels_train else ""
+        ties = f"; ties with {' and '.join(self.ties)}" if self.ties else ""
+        return f"{self.method}{labels}: {self.shown} on the validation labels{ties}"
+
 
 class Recommendation(BaseModel):
     """The recommended rows: of each family, and of both together."""
@@ -81,6 +88,14 @@ def recommend(rows: "Sequence[Row]") -> Recommendation:
         return _choose({name: group for name, group in groups.items() if family_of(name) == family})
 
     return Recommendation(frozen=of_family("frozen"), retrained=of_family("retrained"), overall=_choose(groups))
+
+
+def describe(found: Recommendation) -> list[str]:
+    """The recommendation in sentences, one for each family; without one, why."""
+    if found.overall is None:
+        return [f"none: {found.reason}"]
+    families = ((found.frozen, "the expert has to stay as it is"), (found.retrained, "it may be retrained"))
+    return [f"{part.sentence}, if {premise}" for part, premise in families if part is not None]
 
 
 def _takes_part(row: "Row") -> bool:

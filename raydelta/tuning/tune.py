@@ -15,11 +15,13 @@ from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.progress import Progress
+from raydelta.results.recommend import recommend
 from raydelta.results.sweep import Sweep, record_sweep
 from raydelta.results.table import Row, write_table
 from raydelta.search_space import Space, load_space, within_labels
 from raydelta.storage import fingerprint, write_atomically
 from raydelta.tuning import trackers
+from raydelta.tuning.best import write_best
 from raydelta.tuning.callbacks import tell_results
 from raydelta.tuning.single import train_expert
 from raydelta.tuning.trials import Trainer, job_of, trial_resources
@@ -172,6 +174,10 @@ def _sweep_and_compare(
         draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
     record_methods(directory, chosen, runs)
     save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
+    try:
+        write_best(directory, [job for _, job in jobs], recommend(rows).overall)
+    except Exception as error:  # hours of training are not lost over a copy
+        warnings.warn(f"{directory}: no best/, the results are whole: {error}", stacklevel=2)
     report = None
     try:
         report = write_report(directory, lambda job: draw_gallery(job, gpus))

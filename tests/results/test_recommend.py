@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from raydelta.errors import UserError
-from raydelta.results.recommend import ONE_SEED, Recommendation, cost_of, half_width, recommend
+from raydelta.results.recommend import ONE_SEED, Recommendation, cost_of, describe, half_width, recommend
 from raydelta.results.table import Row, recommended_row, write_table
 from tests.results.test_table import row
 
@@ -121,3 +121,11 @@ def test_the_interval_is_students() -> None:
     many = [float(value) for value in range(20)]
     assert half_width(many) == pytest.approx(1.282 * stdev(many) / 20**0.5)
     assert mean(many) - half_width(many) < mean(many)
+
+
+def test_the_recommendation_in_sentences() -> None:
+    frozen, retrained = describe(recommend([*SURE, *rows_of("mean teacher", 36.0, 37.0, 36.5)]))
+    assert frozen.startswith("guided with 14 labels: 32.5 % (80 % interval ")
+    assert frozen.endswith(" on the validation labels, if the expert has to stay as it is")
+    assert retrained.endswith("; ties with mean teacher, if it may be retrained")
+    assert describe(recommend([]))[0].startswith("none: ")
