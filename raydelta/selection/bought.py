@@ -17,12 +17,12 @@ from raydelta.data.shards import Manifest, OnProgress, decode_label, list_ids, r
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import check_target, encode_label
 from raydelta.errors import UserError
-from raydelta.selection.files import FORMAT, SUMMARY, training_command
+from raydelta.selection.files import FORMAT, ORDER, training_command
 from raydelta.selection.tools import read_masks
 from raydelta.storage import absolute
 
 
-class Summary(BaseModel):
+class Order(BaseModel):
     """What a selection asked for: its ``selection.json``."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -66,7 +66,7 @@ def import_labels(
         UserError: the export does not fit what was asked for; nothing is written then.
     """
     check_target(target)
-    asked = read_summary(selection)
+    asked = read_order(selection)
     data = data or asked.data
     taxonomy = read_manifest(data).taxonomy
     _check_still_there(data, asked.images)
@@ -87,22 +87,22 @@ def import_labels(
     return Bought(manifest, str(target), len(labels), command)
 
 
-def read_summary(selection: Path) -> Summary:
+def read_order(selection: Path) -> Order:
     """What a selection asked for.
 
     Raises:
         UserError: it is none, or of another version.
     """
-    path = selection / SUMMARY
+    path = selection / ORDER
     try:
-        summary = Summary(**json.loads(path.read_text()))
+        order = Order(**json.loads(path.read_text()))
     except FileNotFoundError as error:
-        raise UserError(f"{selection}: no finished selection of raydelta select (it has no {SUMMARY})") from error
+        raise UserError(f"{selection}: no finished selection of raydelta select (it has no {ORDER})") from error
     except (OSError, ValueError, TypeError, ValidationError) as error:
         raise UserError(f"{path}: damaged; run the same raydelta select again to renew it: {error}") from error
-    if summary.format > FORMAT:
+    if order.format > FORMAT:
         raise UserError(f"{path}: of a newer raydelta; update it to read this one")
-    return summary
+    return order
 
 
 def _check_still_there(data: str, images: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from raydelta.selection.tools import Task, write_tasks
 from raydelta.storage import write_atomically
 from raydelta.training.job import Job, label_ids
 
-SUMMARY, FORMAT = "selection.json", 1
+ORDER, FORMAT = "selection.json", 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write_selection(
     write_tasks(tasks, job.taxonomy, job.directory.name, directory)
     write_atomically(directory / "labels.yaml", yaml.safe_dump(bought_then(job, choices, grid), sort_keys=False))
     price = price_of({name: predictions[name] for name in ids}, cells, grid or (1, 1))
-    summary = {
+    order = {
         "format": FORMAT,
         "strategy": strategy,
         "data": job.config.data.real,
@@ -88,7 +88,7 @@ def write_selection(
         "price": asdict(price),
         "train": training_arguments(job, choices),
     }
-    write_atomically(directory / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    write_atomically(directory / ORDER, json.dumps(order, indent=1) + "\n")
     scored = all(choice.score is not None for choice in choices)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -64,6 +64,7 @@ def select(
         UserError: no translator, no such strategy, or a pool too small.
     """
     job = find_translator(run)
+    find_strategy(strategy)
     grid = grid or default_grid(job, strategy)
     check_count(job, count, grid)
     ensure_ray()

@@ -14,7 +14,7 @@ from raydelta.config import load_config, override
 from raydelta.data.checking import check
 from raydelta.data.shards import decode_label, list_ids, read_rows
 from raydelta.errors import UserError
-from raydelta.selection.bought import import_labels, read_summary
+from raydelta.selection.bought import import_labels, read_order
 from raydelta.selection.select import Selection, list_pool, select
 from raydelta.training.assemble import load_labelled
 from raydelta.training.job import Job, label_ids, make_job
@@ -122,13 +122,13 @@ def accept(directory: Path) -> Path:
 
 def painted(selection: Selection, folder: Path, boxes: bool, value: int = 3) -> Path:
     """An export that fills every image whole, or with ``boxes`` all but the cells that were asked for."""
-    summary = read_summary(selection.directory)
+    order = read_order(selection.directory)
     folder.mkdir()
-    for name in summary.images:
+    for name in order.images:
         mask = np.full((32, 64), value, np.uint8)
         if boxes:
-            assert summary.cells is not None
-            for cell in summary.cells.images[name]:
+            assert order.cells is not None
+            for cell in order.cells.images[name]:
                 row, column = divmod(cell, 4)
                 mask[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = 255
         Image.fromarray(mask).save(folder / f"{name}.png")
@@ -192,7 +192,7 @@ def test_what_is_no_selection_or_a_damaged_one_is_refused(whole: Selection, fold
         import_labels(tmp_path, tmp_path, folder / "refused")
     (tmp_path / "selection.json").write_text("{")
     with pytest.raises(UserError, match="damaged; run the same raydelta select again"):
-        read_summary(tmp_path)
+        read_order(tmp_path)
     with pytest.raises(UserError, match="exists already"):
         import_labels(whole.directory, whole.directory / "cvat-drafts.zip", whole.directory)
 
