@@ -5,10 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow as pa
-
 from raydelta.data.shards import (
-    ROWS_PER_GROUP,
     Description,
     Item,
     Manifest,
@@ -51,11 +48,11 @@ def write_with_labels(
     for split, part in manifest.splits.items():
         splits[split] = []
         for path, shard in zip(shard_paths(data, split), part.shards, strict=True):
-            rows = pa.concat_tables(list(read_groups(path, ["id", "sequence"]))).to_pylist()
-            for place, row in enumerate(rows):
-                digest = digests.get(row["id"]) if split == SPLIT else None
-                item = Item(row["id"], row["sequence"], f"{path}#{place}", digest, version=shard.sha256)
-                splits[split].append(item)
+            for group, rows in enumerate(read_groups(path, ["id", "sequence"])):
+                for place, row in enumerate(rows.to_pylist()):
+                    digest = digests.get(row["id"]) if split == SPLIT else None
+                    image = f"{path}#{group}#{place}"
+                    splits[split].append(Item(row["id"], row["sequence"], image, digest, version=shard.sha256))
     description = Description(
         name=manifest.name,
         domain=manifest.domain,
@@ -69,9 +66,8 @@ def write_with_labels(
 
 def _encode(item: Item, labels: Mapping[str, bytes]) -> StoredRow:
     """The stored row, with its new label if there is one; ``item.label`` is the label's digest."""
-    path, _, place = item.image.rpartition("#")
-    group, row = divmod(int(place), ROWS_PER_GROUP)
-    stored: StoredRow = _read_group(path, group, item.version)[row]
+    path, group, place = item.image.rsplit("#", 2)
+    stored: StoredRow = _read_group(path, int(group), item.version)[int(place)]
     assert stored["id"] == item.id
     return stored if item.label is None else {**stored, "label": labels[item.label]}
 

@@ -264,7 +264,7 @@ def read_groups(address: str, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def read_group(address: str, group: int) -> pa.Table:
-    """Rows ``group * ROWS_PER_GROUP`` and the next ones of a shard, all columns.
+    """The rows of one group of a shard, all columns.
 
     Raises:
         UserError: missing or damaged shard.

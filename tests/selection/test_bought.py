@@ -15,7 +15,7 @@ from raydelta.data.checking import check
 from raydelta.data.shards import decode_label, list_ids, read_rows
 from raydelta.errors import UserError
 from raydelta.selection.bought import import_labels, read_order
-from raydelta.selection.select import Selection, list_pool, select
+from raydelta.selection.select import Selection, choose, list_pool, select
 from raydelta.training.assemble import load_labelled
 from raydelta.training.job import Job, label_ids, make_job
 from raydelta.training.run import train_here
@@ -172,7 +172,7 @@ def test_a_selection_goes_on_when_images_of_its_pool_have_vanished(
     ray_session: None, translator: Job, folder: Path
 ) -> None:
     """Scores are kept by what a data set holds, so none of an image that is gone is used."""
-    select(translator.directory, 2, "entropy", out=folder / "before")
+    choose(translator, 2, "entropy")
     real = Path(translator.config.data.real)
     shutil.move(real, folder / "moved away")
     try:
@@ -180,8 +180,8 @@ def test_a_selection_goes_on_when_images_of_its_pool_have_vanished(
         fewer = json.loads((real / "manifest.json").read_text())
         fewer["splits"]["train"]["shards"][0]["sha256"] = "another checksum"
         (real / "manifest.json").write_text(json.dumps(fewer))
-        chosen = select(translator.directory, 2, "entropy", out=folder / "after").choices
-        assert {choice.id for choice in chosen} <= {name for name, _ in REAL_NAMES[:15]}
+        choices, _ = choose(translator, 7, "entropy", window=1)
+        assert {choice.id for choice in choices} <= {name for name, _ in REAL_NAMES[:15]}
     finally:
         shutil.rmtree(real)
         shutil.move(folder / "moved away", real)
@@ -201,7 +201,7 @@ def test_an_import_that_was_killed_is_done_by_the_same_command(whole: Selection,
     """A killed write leaves TARGET.partial: no data set, and no obstacle."""
     target = folder / "killed"
     (folder / "killed.partial").mkdir()
-    (folder / "killed.partial" / "train-00000.parquet").write_bytes(b"half a shard")
+    (folder / "killed.partial" / "train-00000.parquet.4711").write_bytes(b"half a shard")
     with zipfile.ZipFile(whole.directory / "cvat-drafts.zip") as archive:
         archive.extractall(folder / "export")
     import_labels(whole.directory, folder / "export", target)
