@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from raydelta.compute.cluster import SETTINGS, make_token
+from raydelta.compute.cluster import SETTINGS
+from raydelta.compute.credentials import make_token
 
 # Ray takes the mode at its import, which some test modules do at theirs.
 make_token()

@@ -15,7 +15,7 @@ import pytest
 import ray
 import yaml
 
-from raydelta.compute import cluster
+from raydelta.compute import credentials
 from tests.compute.test_remote import write_home
 from tests.tiny import kill_family
 
@@ -117,7 +117,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_a_cluster_without_a_node_is_used_for_what_it_can_become(environment: dict[str, str], tmp_path: Path) -> None:
     host, _, port = environment["RAY_ADDRESS"].rpartition(":")
     deadline = time.monotonic() + 60
-    while not cluster.listeners(f"{host}:{port}"):
+    while not credentials.listeners(f"{host}:{port}"):
         assert time.monotonic() < deadline, (tmp_path / "head.log").read_text()
         time.sleep(0.5)
     done = subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True, timeout=250)

@@ -23,7 +23,7 @@ import yaml
 
 import raydelta
 from raydelta import storage
-from raydelta.compute import cluster
+from raydelta.compute import credentials
 from raydelta.config import Config, SegmenterConfig, load_config
 from raydelta.data import checking, shards
 from raydelta.data.simulator.dataset import simulate_dataset
@@ -232,7 +232,7 @@ def test_the_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     mask = os.umask(0)
     try:
-        cluster.make_token()
+        credentials.make_token()
     finally:
         os.umask(mask)
     token = tmp_path / ".ray" / "auth_token"
@@ -241,7 +241,7 @@ def test_the_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pyte
     content = token.read_text()
     assert re.fullmatch(r"[0-9a-f]{64}", content)
     token.chmod(0o644)  # as Ray itself would have left it
-    cluster.make_token()
+    credentials.make_token()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert token.read_text() == content, "a token that is there stays"
 
@@ -250,7 +250,7 @@ def test_a_token_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
     (tmp_path / ".ray").write_text("a file")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"~/\.ray/auth_token: cannot be written"):
-        cluster.make_token()
+        credentials.make_token()
 
 
 def test_nothing_unpickles_or_evaluates() -> None:

@@ -4,8 +4,6 @@ import contextlib
 import importlib
 import logging
 import os
-import pwd
-import secrets
 import socket
 import stat
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydelta.compute.capacity import capacity
+from raydelta.compute.credentials import TOKEN, listeners, make_token, name_of
 from raydelta.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 """Settings of Ray; what the user has set is kept."""
-
-TOKEN = Path("~/.ray/auth_token")
 
 
 @dataclass(frozen=True)
@@ -64,37 +61,6 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
     if TOKEN.expanduser().exists():  # Ray reads the mode when it is imported; a cluster that was started here has it on
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def make_token() -> None:
-    """Write the token of this machine's clusters, readable by its owner only: Ray would write it readable by all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    path = TOKEN.expanduser()
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(descriptor, secrets.token_hex(32).encode())
-            os.close(descriptor)
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-    except OSError as error:
-        raise UserError(f"{TOKEN}: cannot be written for its owner alone: {error.strerror}") from error
-
-
-def token_header() -> dict[str, str]:
-    """The header of a request to a cluster's dashboard; empty where authentication is off."""
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        return {}
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN)
-    try:
-        token = os.environ.get("RAY_AUTH_TOKEN") or path.expanduser().read_text().strip()
-    except OSError as error:
-        raise UserError(f"{path}: the cluster's token cannot be read: {error.strerror}; put it there") from error
-    return {"Authorization": f"Bearer {token}"}
 
 
 def ensure_ray() -> Cluster:
@@ -239,72 +205,12 @@ def _running_here() -> str | None:
     strangers = {owner, *(users or ())} - {os.getuid(), 0}
     if strangers:
         warnings.warn(
-            f"{file}: names the Ray of another user ({_name_of(min(strangers))}), which is not joined; "
+            f"{file}: names the Ray of another user ({name_of(min(strangers))}), which is not joined; "
             f"RAY_ADDRESS={address} joins it and gives it the token",
             stacklevel=2,
         )
         return None
     return address
-
-
-def listeners(address: str) -> set[int] | None:
-    """The ids of the users who listen on the port of ``HOST:PORT`` of this machine.
-
-    None: it is another machine, or there is no ``/proc/net`` that says it.
-    """
-    host, _, port = address.rpartition(":")
-    users: set[int] = set()
-    try:
-        if not _is_here(host.strip("[]")):
-            return None
-        tables = [Path("/proc/net/tcp").read_text()]
-        with contextlib.suppress(FileNotFoundError):  # no IPv6 here
-            tables.append(Path("/proc/net/tcp6").read_text())
-    except OSError:
-        return None
-    for line in "".join(table.partition("\n")[2] for table in tables).splitlines():
-        _, local, _, state, _, _, _, user, *_ = line.split()
-        if state == "0A" and int(local.rpartition(":")[2], 16) == int(port):  # 0A: it listens
-            users.add(int(user))
-    return users
-
-
-def _is_here(host: str) -> bool:
-    """Whether a host's address is one of this machine: only those can be bound."""
-    family, _, _, _, where = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind(where)
-        except OSError:
-            return False
-    return True
-
-
-def _name_of(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
-
-
-def refuse_impostor(address: str) -> None:
-    """Before the token is sent to ``HOST:PORT``: who listens there must be this user, or root.
-
-    The port of a tunnel, or of a Ray that has ended, can be taken by any user of the machine.
-
-    Raises:
-        ConnectionRefusedError: nobody listens there.
-        UserError: another user does.
-    """
-    users = listeners(address)
-    if users == set():
-        raise ConnectionRefusedError(address)
-    strangers = (users or set()) - {os.getuid(), 0}
-    if strangers:
-        raise UserError(
-            f"{address}: another user of this machine ({_name_of(min(strangers))}) answers there; the cluster's token "
-            "is not sent to them"
-        )
 
 
 def _listens(address: str) -> bool:

@@ -24,7 +24,8 @@ from urllib.parse import quote, urlsplit
 
 import yaml
 
-from raydelta.compute.cluster import TOKEN, refuse_impostor, set_defaults, token_header
+from raydelta.compute.cluster import set_defaults
+from raydelta.compute.credentials import TOKEN, refuse_impostor, token_header
 from raydelta.config import BUILT_IN_SETS, Config, load_config, parse_override
 from raydelta.errors import UserError
 from raydelta.progress import clock

@@ -12,7 +12,7 @@ import pytest
 import ray
 import yaml
 
-from raydelta.compute import capacity, cluster, remote
+from raydelta.compute import capacity, cluster, credentials, remote
 from raydelta.compute.cluster import Cluster, choose_preset
 from raydelta.errors import UserError
 
@@ -184,7 +184,7 @@ def test_the_token_is_not_sent_to_another_user(monkeypatch: pytest.MonkeyPatch) 
     """Who was first on the port of a tunnel, or of a dashboard that is not up."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with impostor(5) as (address, process):
-        assert cluster.listeners(address) == {65534}
+        assert credentials.listeners(address) == {65534}
         for ask in (remote.list_jobs, remote.check, lambda url: remote.stop(url, "job")):
             with pytest.raises(
                 UserError, match=r"another user of this machine \(nobody\) answers there; the cluster's token"
