@@ -1,11 +1,10 @@
-"""Evaluation and selection against the bare networks on the same device: images a second, with counting and scoring.
+"""Evaluation and selection against the bare networks on the same device, in images a second.
 
     python -m benchmarks.evaluation [--json FILE] [--images 32] [--rounds 5] [a.b=c ...]
 
-At the original CycleGAN's size (ResNet-9 of width 64, 256×128). Bare is a loop that calls both networks on batches that
-lie on the device as floats already, prediction starts from the decoded bytes and ends with a class for every pixel.
-Ratios are medians over rounds in which all are measured in turn: evaluation's to the bare networks, a strategy's to
-prediction.
+At the original CycleGAN's size (ResNet-9 of width 64, 256×128). "Bare" calls both networks on batches that are on the
+device as floats already. Prediction starts from decoded bytes and ends with a class for every pixel. Ratios are medians
+over rounds in which all are measured in turn: evaluation to the bare networks, each strategy to prediction.
 """
 
 import argparse

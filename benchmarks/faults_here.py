@@ -137,10 +137,11 @@ def kills(folder: Path, count: int = 200) -> Result:
     shutil.rmtree(job.directory)
     moments, finished = random.Random(0), 0
     lost: list[int] = []
-    while len(lost) < count:
+    while len(lost) < count or not finished:
         counter.value = newest(job)
         # A busy machine computes longer than it took: without a fifth more, hardly a training would end.
-        if kill_after(forked(lambda: train_here(job)), moments.uniform(0, 1.2 * took)):
+        seconds = moments.uniform(0, 1.2 * took) if len(lost) < count else float("inf")
+        if kill_after(forked(lambda: train_here(job)), seconds):
             lost.append(0 if job.done else counter.value - newest(job))
         if job.done:
             assert contents(job.directory / "checkpoint") == whole

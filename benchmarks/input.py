@@ -1,12 +1,12 @@
-"""The input streams against a torch DataLoader over the same shards' rows, with the same number of processes.
+"""The input streams against a torch DataLoader over the same shards, with the same number of processes.
 
     python -m benchmarks.input [--json FILE] [--images 1000] [--batches 150] [--rounds 3] [--step-ms 80]
 
-Images a second in batches of 16 with labels at 256×128, from sets stored at that size and at 1280×760; start-up is not
-in it. ``memory`` is what a set that fits `data.cache_gib` takes (its decoding is not in the figure but beside it),
-``stream`` what a larger one takes. Ratios are medians over rounds in which all are measured in turn. Beside them the
-share of its time for which a consumer waits that leaves this machine alone for ``--step-ms`` a batch, as one with a GPU
-does, and the memory of all processes after each of 10 epochs.
+Images a second in batches of 16 with labels at 256×128, from sets stored at that size and at 1280×760. No start-up.
+``memory`` is the stream of a set that fits `data.cache_gib` (decoding is measured apart), ``stream`` that of a larger
+one. Ratios are medians over rounds in which all are measured in turn. Also measured: the share of its time that a
+consumer waits if each batch takes ``--step-ms`` elsewhere, as on a GPU; the memory of all processes after each of 10
+epochs.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The original CycleGAN maths (Zhu et al. 2017) written plainly in fp32: what `benchmarks.step` compares against.
+"""The original CycleGAN maths (Zhu et al. 2017) written plainly in fp32; `benchmarks.step` compares against it.
 
-Every forward on its own, instance norm as a layer, discriminators on real and fake images one after the other, Adam as
-it comes. Same networks, same losses and same weights of them as `raydelta.translator` without guidance.
+One forward per image set, instance norm as a layer, discriminators on real and fake images one after the other, plain
+Adam. Networks, losses and loss weights are those of `raydelta.training.translator` without guidance.
 """
 
 import torch

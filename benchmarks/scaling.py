@@ -1,10 +1,10 @@
-"""Weak scaling of the translator from one worker to two, and what more machines would give on paper.
+"""Weak scaling of the translator from one worker to two, measured; and an estimate for more machines.
 
     python -m benchmarks.scaling [--json FILE] [--steps 12] [--rounds 3] [a.b=c ...]
 
-Measured: Ray Train workers of one thread each, as many images for each of two as for one alone, and two trainings side
-by side that share nothing, which is what the machine gives at most; images a second against those of one, medians over
-rounds in turn. On paper (docs/scaling.md): `efficiency`.
+Measured with Ray Train workers of one thread each: one worker, two workers with as many images each, and two trainings
+side by side that share nothing, which is the most that the machine can give. Images a second against those of one
+worker, medians over rounds in turn. The estimate is `efficiency` (docs/scaling.md).
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""The translator's step against the original maths written plainly in fp32, in one process, step by step in turn.
+"""The translator's step against the original maths written plainly in fp32, in one process, measured in turn.
 
     python -m benchmarks.step [--json FILE] [--width 64] [--blocks 9] [--size 256x128] [--rounds 5] [--profile]
 
-Ratios are plain seconds ÷ our seconds, the median over the rounds: above 1 is faster than plain. bf16 is measured where
-the device has bf16 matrix units; elsewhere it is emulated, slower than fp32, and not what `precision: auto` takes. The
-last of the modes is measured with guidance too, through the default expert, with as many labelled images as there are
-real ones, and with 8; their figure is guided seconds ÷ unguided seconds. ``--profile`` prints where an unguided step of
-that mode spends its time.
+Ratios are plain seconds ÷ our seconds, medians over the rounds: above 1 is faster than plain. bf16 is measured only
+where the device has bf16 matrix units; elsewhere it is emulated and slow. The last mode is also measured with guidance
+through the default expert, with 1 and with 8 labelled images; those figures are guided seconds ÷ unguided seconds.
+``--profile`` prints where an unguided step of that mode spends its time.
 """
 
 import argparse

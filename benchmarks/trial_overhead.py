@@ -1,10 +1,10 @@
-"""What one more trial of a sweep costs beside its training: a plain Tune function, and Ray Train inside the trial.
+"""What one more trial of a sweep costs beside its training: as a plain Tune function, and with Ray Train inside.
 
     python -m benchmarks.trial_overhead [--json FILE] [--trials 6] [--many 0]
 
 Trials of one step, one at a time; the overhead is the slope between one trial and several. With ``--many`` a sweep of
-so many plain trials follows, with the memory of all processes on its way. Last, two compiled trials of processes of
-their own: the second finds the first one's compiled kernels.
+that many plain trials follows, with the memory of all processes over time. Last, two compiled trials in separate
+processes: the second one finds the compiled kernels of the first.
 """
 
 import argparse

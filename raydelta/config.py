@@ -1,6 +1,6 @@
-"""The one typed config tree: defaults, presets, YAML files and ``a.b=c`` overrides, later ones winning.
+"""The typed config tree: defaults, then a preset, a YAML file and ``a.b=c`` overrides; later ones win.
 
-Every knob of every stage is a field here and nowhere else. The resolved tree is written beside every checkpoint.
+Every setting of every stage is a field here. The resolved tree is written beside every checkpoint.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 SECRET = ("key", "secret", "token", "password", "signature", "credential")
-"""What the options of an address are called that nobody else should read."""
+"""Words in the names of address options that hold secrets."""
 
 
 class DataConfig(Section):
@@ -128,7 +128,7 @@ class LabelIds(Section):
 
 
 def _read_ids(value: Any) -> Any:
-    """A file in place of what it holds, so that a config says which labels it means, not where they were written."""
+    """The content of a file in place of its name: a config says which labels it means, not where they were listed."""
     if isinstance(value, str):
         return validated(LabelIds, read_yaml(value), where=value)
     return validated(LabelIds, dict(value)) if isinstance(value, Mapping) else value
@@ -139,8 +139,8 @@ class LabelConfig(Section):
 
     budget: Annotated[int, Field(ge=0)] = 14
     validation: Annotated[int, Field(ge=0)] = 8
-    ids: Annotated[LabelIds | None, BeforeValidator(_read_ids)] = None  # a file; the budget are the first ones of it
-    shuffle: bool = False  # a control: every training label belongs to another image, so what it gains is no knowledge
+    ids: Annotated[LabelIds | None, BeforeValidator(_read_ids)] = None  # a YAML file; the first labels.budget ids train
+    shuffle: bool = False  # a control: every training image gets the label of another one
 
 
 class AugmentConfig(Section):
@@ -244,7 +244,7 @@ class SelfTrainingConfig(Section):
 
     weight: Weight = 1.0
     confidence: Share = 0.9  # pixels below it are not learned from
-    start: Share = 0.2  # share of the steps before the mean teacher is listened to
+    start: Share = 0.2  # share of the steps before the mean teacher's labels count
 
 
 class AdaptationConfig(Section):
@@ -256,17 +256,17 @@ class AdaptationConfig(Section):
 
 
 class ComputeConfig(Section):
-    """How a training runs; nothing here is meant to change what it computes, but for the precision."""
+    """How a training runs. Of these fields only the precision changes what it computes."""
 
     workers: Positive | None = None  # data-parallel processes of one training; None: the GPUs of one node, or one CPU
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it
     compile: bool = False
-    report_every: Positive = 50  # steps between two lines of progress, each with a validation
+    report_every: Positive = 50  # steps between two reports, each with a validation
     checkpoint_every: Positive = 200
 
 
 class TrackingConfig(Section):
-    """Who is told of a run beside the files in the run directory: nobody, unless named here. No run depends on it."""
+    """Experiment trackers, none by default. No result depends on them."""
 
     mlflow: str | None = None  # address of a tracking server, or sqlite:///mlflow.db
     wandb: str | None = None  # PROJECT or ENTITY/PROJECT of Weights & Biases
@@ -279,7 +279,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """Everything that decides what a run computes, and who is told of it."""
+    """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig = DataConfig()
@@ -348,7 +348,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def without_tracking(config: Config) -> Config:
-    """A copy that tells nobody, as it is written down: whoever uses the file may not report to its author."""
+    """A copy without trackers, for files: whoever uses the file must not report to its author."""
     return config.model_copy(update={"tracking": TrackingConfig()})
 
 

@@ -1,4 +1,4 @@
-"""One line of progress with an ETA: rewritten in place on a terminal, now and then a line of its own in a log."""
+"""A line of progress with an ETA: rewritten in place on a terminal, printed every few seconds in a log."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ LOG_EVERY = 10.0
 
 
 class Progress:
-    """Progress of one stage on stderr. ``update`` may be called as often as one likes."""
+    """Progress of one stage on stderr. ``update`` may be called at any rate; it prints only now and then."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -18,11 +18,11 @@ class Progress:
         self._first_done: tuple[float, float] | None = None
 
     def __reduce__(self) -> tuple[type["Progress"], tuple[str]]:
-        """A copy that Ray Tune saves and restores starts its clock again."""
+        """Pickled without its clock: a copy that Ray Tune restores starts anew."""
         return Progress, (self.title,)
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Show that ``done`` of ``total`` is behind, and a note."""
+        """Show ``done`` of ``total`` and a note."""
         now = time.monotonic()
         if self._first_done is None:
             self._first_done = (now, done)
@@ -36,7 +36,7 @@ class Progress:
         self._write(f"{self.title:<12} {done:g}/{total:g}  {note}  {eta}", end="")
 
     def finish(self, note: str) -> None:
-        """Close the stage with its final line."""
+        """Print the final line of the stage."""
         self._write(f"{self.title:<12} {note}  [{clock(time.monotonic() - self._start)}]", end="\n")
 
     def _write(self, line: str, end: str) -> None:

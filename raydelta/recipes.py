@@ -1,4 +1,4 @@
-"""The rows of the table: what each is trained on, or which trainings it puts together. One line for each."""
+"""The rows of the table: what each is trained on, or which trainings it combines."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ Kind = Literal["expert", "translator", Compared]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one training is made of; or, with members, which trainings are put together without another one."""
+    """What one training is made of. With members: an ensemble of other trainings, which trains nothing itself."""
 
     section: Literal["expert", "translator", "adaptation", "student"] = "student"  # of the config: steps, batch, rates
     start: Literal["expert", "scratch", "student"] = "expert"
@@ -47,7 +47,7 @@ class Recipe:
 
     @property
     def photographs(self) -> bool:
-        """Whether it looks at photographs without labels."""
+        """Whether it trains on photographs without labels."""
         return self.section in ("translator", "adaptation") or self.teacher is not None or self.synthetic == "FDA"
 
     @property
@@ -101,7 +101,7 @@ RECIPES: dict[Kind, Recipe] = {
 }
 """``student`` against ``joint training`` is the control for translation: they differ only in the synthetic images
 that are swapped for translated ones. ``ensemble, untranslated`` is the control for what two networks are worth anyway.
-The expert on untranslated photographs is no member: it is confident where it is wrong, and cost three points."""
+The expert on untranslated photographs is no member: it is confident where it is wrong, which cost three points."""
 
 
 Family = Literal["frozen", "retrained"]
@@ -110,7 +110,7 @@ Family = Literal["frozen", "retrained"]
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: which job, under which fields."""
+    """A row of the table: a kind of training, and the config fields that it sets."""
 
     kind: Kind
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -22,18 +22,23 @@ from tests.tiny import TINY, TINY_ARGUMENTS
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("faults") / "faults.json"
-    faults = ["disk-full", "damaged-checkpoint", "kills"]
-    command = [sys.executable, "-m", "benchmarks.faults", "--json", str(path), "--kills", "200", "--only", *faults]
+    return bring_about(path, "disk-full", "damaged-checkpoint")
+
+
+def bring_about(path: Path, *names: str, kills: int = 0) -> dict[str, Any]:
+    """The results of ``benchmarks.faults`` by name."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--json", str(path), "--kills", str(kills), "--only", *names]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=550)
     return {row["name"]: row for row in json.loads(path.read_text())["faults"]}
 
 
-def test_two_hundred_kills_at_random_moments_leave_everything_whole(measured: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("count", "ended"), [(20, 1), pytest.param(200, 3, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_leave_everything_whole(count: int, ended: int, tmp_path: Path) -> None:
     """That every checkpoint and stage is whole, and the result that of a run without kills, is asserted on the way."""
-    kills = measured["kills"]
-    assert kills["fault"].startswith("200 ×")
+    kills = bring_about(tmp_path / "faults.json", "kills", kills=count)["kills"]
+    assert kills["fault"].startswith(f"{count} ×")
     assert 0 < kills["lost"] <= kills["interval"]
-    assert int(kills["note"].split()[0]) >= 3, "trainings that ended in spite of it"
+    assert int(kills["note"].split()[0]) >= ended, "trainings that ended in spite of it"
 
 
 def test_a_full_disk_costs_at_most_one_interval(measured: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 PORT = 18333  # of the S3 server
 TOKEN = "ab" * 32
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOST = """
 set -e

@@ -11,8 +11,8 @@ from raydelta.networks.layers import Conv2d, ConvTranspose2d, initialise, normal
 class Generator(nn.Module):
     """Translates images between the domains: (N, 3, H, W) in [-1, 1] → the same; H and W multiples of 4.
 
-    With ``identity_start`` the network learns the difference to its input and starts at zero difference, so that the
-    expert sees untranslated images at first and not noise; the output is then not bounded by a tanh.
+    With ``identity_start`` the network learns the difference to its input and starts at zero. The expert then sees
+    untranslated images at first, not noise; and the output is not bounded by a tanh.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:

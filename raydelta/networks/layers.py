@@ -1,4 +1,4 @@
-"""The layers that generator and discriminator share, each in its one fast and right form.
+"""The layers that generator and discriminator share.
 
 Weights stay in fp32 and are cast to the activation's type inside the convolution: on CPU that beats autocast, which
 casts on every operator, and it needs no context manager.

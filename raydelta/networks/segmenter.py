@@ -26,7 +26,7 @@ def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = Tr
         if config.weights is not None:
             raise UserError(f"segmenter.weights = {config.weights!r}: there are none for the architecture 'lean'")
         return Lean(config.width, classes)
-    import segmentation_models_pytorch as smp  # two seconds, with torchvision and timm, that the driver need not pay
+    import segmentation_models_pytorch as smp  # takes two seconds, which the driver saves
 
     architectures = {name.lower(): model for name, model in vars(smp).items() if _is_architecture(model)}
     model = architectures.get(config.architecture.lower())
