@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from raydelta.errors import UserError
+from raydelta.errors import UserError, printable
 from raydelta.version import __version__
 
 app = typer.Typer(
@@ -507,7 +507,7 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     sys.stdout.flush()
-    sys.stderr.write(f"\n{message}\n")
+    sys.stderr.write(f"\n{printable(message)}\n")
     sys.stderr.flush()
     if "ray" in sys.modules:
         import ray

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from raydelta.errors import UserError
+from raydelta.parsing import read_yaml_file
 
 Model = TypeVar("Model", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -381,10 +382,7 @@ def read_scalar(value: str) -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping (an empty file is an empty one)."""
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    tree = read_yaml_file(path)
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 import warnings
@@ -128,13 +129,30 @@ def _open_remote(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return files, base.rstrip("/")
 
 
-def read_bytes(address: str) -> bytes:
-    """The content of a file."""
-    if not is_remote(address):
-        return Path(address).read_bytes()
-    files, path = open_file_address(address)
-    with files.open_input_stream(path) as stream:
-        return stream.read()
+def read_bytes(address: str, limit: int = 2**30) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: a pipe or device, which may never end, or more than ``limit`` bytes.
+    """
+    if is_remote(address):
+        files, path = open_file_address(address)
+        with files.open_input_stream(path) as stream:
+            content = stream.read(limit + 1)
+    else:
+        # Opening a pipe would wait for whoever writes to it.
+        with open(os.open(address, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a descriptor
+            if stat.S_ISDIR(mode := os.fstat(file.fileno()).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), address)
+            if not stat.S_ISREG(mode):
+                raise UserError(f"{address}: a pipe or device, not a file")
+            content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(
+            f"{without_secrets(address)}: larger than {limit / 2**20:.0f} MiB, which is the most that is read"
+        )
+    return content
 
 
 def upload(source: Path, files: pyarrow.fs.FileSystem, path: str) -> None:

@@ -10,9 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raydelta.compute.cluster import SETTINGS
 from raydelta.compute.credentials import make_token
+
+# Readers of strangers' files are tested with a few mutations here and with many in the scheduled job (fuzz.yml).
+SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+settings.register_profile(
+    "ci", max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=SLOW
+)
+settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Ray takes the mode at its import, which some test modules do at theirs.
 make_token()

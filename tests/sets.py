@@ -1,5 +1,6 @@
 """Small data sets that are written without Ray, and what is in them."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,11 +48,11 @@ def write_set(target: Path, look: Look, names: list[tuple[str, str]], label: Lab
     with pq.ParquetWriter(target / "train-00000.parquet", SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
         writer.add_key_value_metadata({FOOTER: json.dumps(footer)})
+    content = (target / "train-00000.parquet").read_bytes()
+    counts = {"rows": len(rows), "labelled": len(rows) - len(unlabelled), "bytes": len(content)}
     splits = {}
     for split in ("train", "test"):
-        checksum = f"{look} {split} {len(unlabelled)}"
-        labelled = len(rows) - len(unlabelled)
-        shard = Shard(file=f"{split}-00000.parquet", rows=len(rows), labelled=labelled, bytes=1, sha256=checksum)
+        shard = Shard(file=f"{split}-00000.parquet", sha256=hashlib.sha256(content).hexdigest(), **counts)
         splits[split] = Split(shards=[shard], pixels=[0] * len(CAMVID11), void=0)
     manifest = Manifest(
         name=target.name,

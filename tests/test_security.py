@@ -80,7 +80,7 @@ def test_a_shard_of_pickles_runs_no_code(dataset: Path, tmp_path: Path, column: 
     ):
         with pytest.raises(UserError, match=r"its columns are not those of a shard"):
             read()
-    assert "its columns are not those of the format" in "\n".join(checking.check(stranger).problems)
+    assert "its columns are not those of a shard" in "\n".join(checking.check(stranger).problems)
     with pytest.raises(Exception, match="its columns are not those of a shard"):  # wrapped by Ray
         stream_rows(str(stranger), "train", (64, 32)).take(1)
     assert not trace.exists()

@@ -1,7 +1,6 @@
 """Checking a data set: every byte of it against its manifest and the rules of the format."""
 
 import hashlib
-import io
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -13,23 +12,27 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
+from raydelta.data.decoding import STORED, decoding, open_picture, threaded
 from raydelta.data.shards import (
     MANIFEST,
     SCHEMA,
-    UNDECODABLE,
     Manifest,
     Shard,
     StoredRow,
+    check_columns,
     count_pixels,
     format_skipped,
     is_plain,
     list_ids,
+    read_batches,
+    read_footer,
     read_manifest,
-    threaded,
 )
 from raydelta.data.tables import Table
 from raydelta.data.taxonomy import IGNORE
+from raydelta.errors import printable
 from raydelta.storage import open_address
 
 # When shares of pixels look wrong.
@@ -92,12 +95,15 @@ def format_report(report: CheckReport) -> str:
     if report.doubts:
         lines += ["", *(f"warning: {doubt}" for doubt in report.doubts)]
     lines += ["", *(report.problems or ["no problem found"])]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _published(manifest: Manifest) -> dict[str, float]:
     table = manifest.options.get("table")
-    return Table(**table).shares_of(manifest.taxonomy) if table else {}
+    try:
+        return Table.model_validate(table).shares_of(manifest.taxonomy) if table else {}
+    except ValidationError:
+        return {}
 
 
 def _doubts(manifest: Manifest, histogram: dict[str, list[int]], published: dict[str, float]) -> list[str]:
@@ -146,39 +152,43 @@ def _check_shard(
         problems.append(f"{shard.file}: {len(data)} bytes, {shard.bytes} in the manifest")
     elif hashlib.sha256(data).hexdigest() != shard.sha256:
         problems.append(f"{shard.file}: its checksum is not the manifest's, the content has changed")
+    ids: list[str] = []
+    labelled = 0
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            check_columns(file)
+            try:
+                read_footer(file.metadata)
+            except ValueError as error:
+                problems.append(f"{shard.file}: {error}")
+            for batch in read_batches(file, SCHEMA.names):
+                labelled += len(batch) - batch["label"].null_count
+                for row in batch.to_pylist():
+                    ids.append(row["id"])
+                    try:
+                        histogram += _check_row(row, classes)
+                    except ValueError as error:
+                        problems.append(f"{shard.file}: row {row['id']!r}: {error}")
+    except (OSError, pa.ArrowException, ValueError) as error:
         return [*problems, f"{shard.file}: not readable as Parquet: {error}"], [], histogram
-    if not table.schema.equals(SCHEMA):
-        return [*problems, f"{shard.file}: its columns are not those of the format"], [], histogram
-    labelled = table.num_rows - table["label"].null_count
-    if (table.num_rows, labelled) != (shard.rows, shard.labelled):
+    if (len(ids), labelled) != (shard.rows, shard.labelled):
         problems.append(
-            f"{shard.file}: {table.num_rows} rows, {labelled} labelled; "
-            f"{shard.rows} and {shard.labelled} in the manifest"
+            f"{shard.file}: {len(ids)} rows, {labelled} labelled; {shard.rows} and {shard.labelled} in the manifest"
         )
-    for row in table.to_pylist():
-        try:
-            histogram += _check_row(row, classes)
-        except UNDECODABLE as error:
-            problems.append(f"{shard.file}: row {row['id']!r}: {error}")
-    return problems, table["id"].to_pylist(), histogram
+    return problems, ids, histogram
 
 
 def _check_row(row: StoredRow, classes: int) -> NDArray[np.int64]:
-    """The histogram of the label's values; ValueError or Pillow's errors for what is wrong with the row."""
+    """The histogram of the label's values; ValueError for what is wrong with the row."""
     if not is_plain(row["id"]):
         raise ValueError("the id looks like a path that leads elsewhere")
     size = row["width"], row["height"]
-    image = Image.open(io.BytesIO(row["image"]))
-    image.load()
+    image = _load(row["image"])
     if image.format not in ("JPEG", "PNG") or image.mode != "RGB" or image.size != size:
         raise ValueError(f"the image is {image.format} {image.mode} {image.size}, expected JPEG or PNG RGB {size}")
     if row["label"] is None:
         return np.zeros(256, dtype=np.int64)
-    label = Image.open(io.BytesIO(row["label"]))
-    label.load()
+    label = _load(row["label"])
     if label.format != "PNG" or label.mode != "L" or label.size != size:
         raise ValueError(f"the label is {label.format} {label.mode} {label.size}, expected PNG L {size}")
     histogram = np.array(label.histogram(), dtype=np.int64)
@@ -186,3 +196,10 @@ def _check_row(row: StoredRow, classes: int) -> NDArray[np.int64]:
     if outside:
         raise ValueError(f"the label has the ids {outside}, outside the taxonomy's {classes} classes")
     return histogram
+
+
+def _load(encoded: bytes) -> Image.Image:
+    with decoding():
+        picture = open_picture(encoded, STORED)
+        picture.load()
+        return picture

@@ -1,16 +1,14 @@
 """The layouts that ``raydelta data import`` knows, one entry of ``FORMATS`` each, and which of them a source has."""
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
+from raydelta.data.decoding import UndecodableError, open_picture
 from raydelta.data.listing import Listing, compile_pattern, list_pictures, sequence_of
 from raydelta.data.reading import ReadLabel, read_first_channel, read_ids, read_red_or_colours
-from raydelta.data.shards import UNDECODABLE, Domain
+from raydelta.data.shards import Domain
 from raydelta.errors import UserError
 from raydelta.storage import read_bytes
 
@@ -162,7 +160,7 @@ def _has_palette(listing: Listing, form: Format) -> bool:
     compiled = compile_pattern(form.labels)
     first = next(file for file in listing.files if compiled.fullmatch(file.path.rpartition(".")[0]))
     try:
-        with Image.open(io.BytesIO(read_bytes(first.address))) as picture:
+        with open_picture(read_bytes(first.address)) as picture:
             return picture.mode == "P" and (picture.getpalette() or [])[3 * ROAD : 3 * ROAD + 3] == ROAD_COLOUR
-    except UNDECODABLE:
+    except (UndecodableError, OSError, UserError):
         return False

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from raydelta.config import Section
+from raydelta.config import Section, validated
+from raydelta.data.decoding import decode_label
 from raydelta.data.formats import FORMATS, ROAD_BELOW, Format, detect_layout, fit_folder
 from raydelta.data.listing import Listing, Paired, list_pictures, pair, split_by_sequence
 from raydelta.data.reading import Box, encode_pair
-from raydelta.data.shards import BadItem, Description, Domain, Item, Manifest, OnProgress, StoredRow, decode_label
+from raydelta.data.shards import BadItem, Description, Domain, Item, Manifest, OnProgress, StoredRow
 from raydelta.data.tables import Table, read_table
 from raydelta.data.taxonomy import IGNORE, Taxonomy, get_taxonomy
 from raydelta.data.writing import check_target, write_dataset
@@ -98,19 +99,19 @@ def import_dataset(
         crop=options.crop,
     )
     _probe(chosen, encode, classes, options.skip_bad)
-    description = Description(
-        name=options.name or Path(str(target).partition("?")[0]).name,
-        domain=form.domain,
-        taxonomy=classes,
-        source=f"{kind}:{without_secrets(absolute(source))}",
-        options=options.recorded(form, kind)
-        | {"dropped": table.dropped(classes), "table": table.model_dump(mode="json")},
-    )
+    tables = {"dropped": table.dropped(classes), "table": table.model_dump(mode="json")}
+    described = {
+        "name": options.name or Path(str(target).partition("?")[0]).name,
+        "domain": form.domain,
+        "taxonomy": classes,
+        "source": f"{kind}:{without_secrets(absolute(source))}",
+        "options": options.recorded(form, kind) | tables,
+    }
     return write_dataset(
         target,
         chosen,
         encode,
-        description,
+        validated(Description, described),
         skip_bad=options.skip_bad,
         skipped=found.bad,
         workers=workers,

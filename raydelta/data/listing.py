@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -46,10 +47,10 @@ class File(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The pictures of a source, the links in it that must not be followed, and the folders with nothing in them."""
+    """The pictures of a source, what is called like one and must not be opened, and the empty folders."""
 
     files: list[File]
-    links: list[BadItem]
+    links: list[BadItem]  # links that lead elsewhere, pipes, devices, and what cannot be looked at
     empty: list[str]  # below the source
 
 
@@ -108,6 +109,9 @@ def _list_entry(
             stat = entry.stat()
         except OSError as error:
             listing.links.append(BadItem(entry.path, f"cannot be read: {error.strerror}"))
+            return
+        if not S_ISREG(stat.st_mode):
+            listing.links.append(BadItem(entry.path, "a pipe or device, not a file"))
             return
         version = f"{stat.st_size}:{stat.st_mtime_ns}"
         listing.files.append(File(entry.path[len(str(root)) + 1 :], entry.path, version))

@@ -115,7 +115,12 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
                 listing=listing,
                 progress=progress.update,
             )
-        except BadItem as bad:
+        except UserError as error:
+            if (target / MANIFEST).exists():  # another command has made it meanwhile
+                return target
+            if not isinstance(error, BadItem):
+                raise
+            bad = error
             way_out = f"raydelta data import {source} SET --skip-bad leaves such files out; then --{domain} SET"
             raise UserError(f"{bad}; {way_out}") from bad
         if manifest.options["dropped"]:

@@ -4,7 +4,6 @@ How a label file holds class values differs between data sets; a function for ea
 with the same signature.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raydelta.data.shards import UNDECODABLE, BadItem, Item, StoredRow
+from raydelta.data.decoding import STORED, UndecodableError, decoding, open_picture
+from raydelta.data.shards import BadItem, Item, StoredRow
 from raydelta.data.tables import Table, tables_that_hold
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import encode_jpeg, encode_label
@@ -159,9 +159,12 @@ def read_image(file: str) -> tuple[Image.Image, bytes | None]:
         image.load()
     if image.mode not in EIGHT_BIT or _is_deep(data):
         raise BadItem(file, f"the image has Pillow's mode {image.mode}; expected 8 bits per channel")
-    if image.format in ("JPEG", "PNG") and image.mode == "RGB" and image.getexif().get(EXIF_ORIENTATION, 1) == 1:
+    with _decoding(file):
+        upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+    if image.format in STORED and image.mode == "RGB" and upright:
         return image, data
-    return ImageOps.exif_transpose(image).convert("RGB"), None
+    with _decoding(file):
+        return ImageOps.exif_transpose(image).convert("RGB"), None
 
 
 def _read_mask(file: str, table: Table, ids: Mapping[int, int], read_label: ReadLabel) -> Image.Image:
@@ -190,6 +193,8 @@ def _open(file: str) -> tuple[Image.Image, bytes]:
     """The picture, not decoded yet, and the bytes of the file."""
     try:
         data = read_bytes(file)
+    except UserError as error:
+        raise BadItem(file, str(error).removeprefix(f"{without_secrets(file)}: ")) from error
     except PermissionError as error:
         raise BadItem(file, f"cannot be read: {error.strerror or error}") from error
     except OSError as error:  # it was listed a moment ago: not the sample's fault
@@ -200,18 +205,16 @@ def _open(file: str) -> tuple[Image.Image, bytes]:
     if not data:
         raise BadItem(file, "the file is empty (0 bytes)")
     with _decoding(file):
-        return Image.open(io.BytesIO(data)), data
+        return open_picture(data), data
 
 
 @contextmanager
 def _decoding(file: str) -> Iterator[None]:
     try:
-        yield
-    except BadItem:
-        raise
-    except UNDECODABLE as error:
-        # Pillow names the buffer, at an address that differs every time.
-        raise BadItem(file, f"cannot be decoded: {str(error).split(' <_io.')[0]}") from error
+        with decoding():
+            yield
+    except UndecodableError as error:
+        raise BadItem(file, f"cannot be decoded: {error}") from error
 
 
 def _shape(

@@ -1,19 +1,16 @@
-"""The on-disk format: Parquet shards and a manifest, and how they are read and decoded.
+"""The on-disk format: Parquet shards and a manifest, and how they are read.
 
 A data set is a folder of ``SPLIT-00000.parquet`` files and a ``manifest.json``, written last. A row is one image with
 its label, both still encoded, so that a shard streams from anywhere pyarrow or fsspec can read.
 """
 
 import hashlib
-import io
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +18,23 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from raydelta.data.decoding import threaded
 from raydelta.data.taxonomy import IGNORE, Taxonomy
-from raydelta.errors import UserError
-from raydelta.storage import absolute, join, open_address, open_file_address, without_secrets
+from raydelta.errors import UserError, printable
+from raydelta.parsing import MAX_BYTES, parse_json
+from raydelta.storage import BUFFER, absolute, join, open_address, open_file_address, without_secrets
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 FOOTER = b"raydelta"  # key of the shard's own record in the Parquet footer
 ROWS_PER_GROUP = 16  # the smallest piece that a reader of a few ids has to fetch
-
-# What Pillow raises on a broken file; SyntaxError is its word for a broken PNG chunk.
-UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+MAX_NAME = 150  # characters of the name of a data set
+CODECS = {"UNCOMPRESSED", "SNAPPY"}  # the others can make gigabytes of a few kilobytes
+MAX_BATCH = 2**30  # bytes of so many encoded rows
+IDS_AT_ONCE = 128
+MAX_ID = 1000  # bytes of an id, and of a sequence
 
 SCHEMA = pa.schema(
     [
@@ -51,9 +51,6 @@ Domain = Literal["synthetic", "real"]
 
 OnProgress = Callable[[int, int, str], None]
 """Called with rows done, rows in all and the file just finished."""
-
-Argument = TypeVar("Argument")
-Result = TypeVar("Result")
 
 
 class StoredRow(TypedDict):
@@ -109,14 +106,18 @@ class Skipped(Record):
     rule: str
 
 
+Count = Annotated[int, Field(ge=0)]
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+
+
 class Shard(Record):
     """One Parquet file of the data set."""
 
     # The name is joined to the data set's address: a foreign manifest must not lead out of it.
-    file: str = Field(pattern=r"^[A-Za-z0-9_-]+-\d{5,}\.parquet$")
-    rows: int
-    labelled: int
-    bytes: int
+    file: str = Field(pattern=r"^[A-Za-z0-9_-]+-[0-9]{5,}\.parquet$")
+    rows: Count
+    labelled: Count
+    bytes: Count
     sha256: str
 
 
@@ -124,8 +125,8 @@ class Split(Record):
     """The shards of a split, and how many of its pixels carry which class."""
 
     shards: list[Shard]
-    pixels: list[int]  # per class
-    void: int
+    pixels: list[Count]  # per class
+    void: Count
 
     @property
     def rows(self) -> int:
@@ -145,13 +146,28 @@ class Description(Record):
     source: str
     options: dict[str, Any]  # all that decides the content beside its items; JSON values
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_file(cls, name: str) -> str:
+        """Pictures of the data set are named after it."""
+        if not is_plain(name) or "/" in name or len(name) > MAX_NAME:
+            raise ValueError(f"the name of a data set has to be a plain file name of at most {MAX_NAME} characters")
+        return name
+
 
 class Manifest(Description):
     """A data set's description and what lies in its shards."""
 
     format: int = FORMAT
-    splits: dict[str, Split]
+    splits: dict[SplitName, Split]
     skipped: list[Skipped] = []
+
+    @model_validator(mode="after")
+    def _counts_every_class(self) -> Self:
+        for name, split in self.splits.items():
+            if len(split.pixels) != len(self.taxonomy):
+                raise ValueError(f"split {name} counts {len(split.pixels)} classes, not {len(self.taxonomy)}")
+        return self
 
 
 class Footer(Record):
@@ -173,6 +189,8 @@ def read_manifest(uri: str | Path) -> Manifest:
     files, base = open_address(uri)
     try:
         with files.open_input_file(f"{base}/{MANIFEST}") as file:
+            if file.size() > MAX_BYTES:
+                raise UserError(f"{without_secrets(uri)}: {MANIFEST} is larger than {MAX_BYTES // 2**20} MiB; not read")
             text = file.read()
     except FileNotFoundError as error:
         begun = files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))
@@ -183,12 +201,14 @@ def read_manifest(uri: str | Path) -> Manifest:
     except OSError as error:
         raise UserError(f"{without_secrets(uri)}: {MANIFEST} cannot be read: {error}") from error
     try:
-        tree = json.loads(text)
+        tree = parse_json(text)
         if isinstance(tree, dict) and isinstance(tree.get("format"), int) and tree["format"] > FORMAT:
             newer = f"format {tree['format']} is newer than this raydelta reads ({FORMAT}): update it"
             raise UserError(f"{without_secrets(uri)}: {newer}")
         return Manifest.model_validate(tree)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"{without_secrets(uri)}: {MANIFEST} is damaged: {error}") from error
 
 
@@ -200,22 +220,26 @@ def data_fingerprint(uri: str | Path) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def shard_paths(uri: str | Path, split: str) -> list[str]:
-    """The addresses of a split's shards, in order."""
-    return [join(absolute(uri), shard.file) for shard in _split(uri, split).shards]
+def list_shards(uri: str | Path, split: str) -> list[tuple[str, Shard]]:
+    """The shards of a split with their addresses, in order."""
+    return [(_address(uri, shard), shard) for shard in _split(uri, split).shards]
 
 
 def list_ids(uri: str | Path, split: str) -> list[Sample]:
-    """Id, sequence and whether there is a label for every row of a split; reads no pixels."""
+    """Id, sequence and whether there is a label for every row of a split; reads no pixels.
+
+    Raises:
+        UserError: unknown split, missing or damaged shard.
+    """
 
     def read(shard: Shard) -> list[Sample]:
-        with _parquet(uri, shard) as file:
-            table = file.read(["id", "sequence"])
-            unlabelled = set(Footer.model_validate_json(file.metadata.metadata[FOOTER]).unlabelled)
-        return [
-            Sample(identifier, sequence, identifier not in unlabelled)
-            for identifier, sequence in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-        ]
+        with _opened(_address(uri, shard), shard) as file:
+            unlabelled = set(read_footer(file.metadata).unlabelled)
+            return [
+                Sample(identifier, sequence, identifier not in unlabelled)
+                for batch in read_batches(file, ["id", "sequence"])
+                for identifier, sequence in zip(batch["id"].to_pylist(), batch["sequence"].to_pylist(), strict=True)
+            ]
 
     return [sample for samples in threaded(read, _split(uri, split).shards) for sample in samples]
 
@@ -231,36 +255,47 @@ def read_rows(
     Raises:
         UserError: unknown split or id, missing or damaged shard.
     """
-    wanted = None if ids is None else pa.array(sorted(ids), pa.string())
+    wanted = None if ids is None else set(ids)
 
     def read(shard: Shard) -> pa.Table:
-        with _parquet(uri, shard) as file:
-            if wanted is None:
-                return file.read(list(columns))
-            parts = [SCHEMA.empty_table().select(list(columns))]
-            for group in range(file.num_row_groups):
-                rows = pc.is_in(file.read_row_group(group, ["id"])["id"], wanted)
-                if pc.any(rows).as_py():
-                    parts.append(file.read_row_group(group, list(columns)).filter(rows))
-            return pa.concat_tables(parts)
+        empty = SCHEMA.empty_table().select(list(columns))
+        return pa.concat_tables([empty, *read_groups(_address(uri, shard), columns, wanted, shard)])
 
     table = pa.concat_tables(threaded(read, _split(uri, split).shards))
-    if ids is not None and table.num_rows != len(set(ids)):
-        unknown = sorted(set(ids) - {sample.id for sample in list_ids(uri, split)})
-        these = f"{', '.join(unknown[:5])} ({len(unknown)} of {len(ids)} unknown)"
+    if wanted is not None and table.num_rows != len(wanted):
+        unknown = sorted(wanted - {sample.id for sample in list_ids(uri, split)})
+        these = f"{', '.join(unknown[:5])} ({len(unknown)} of {len(wanted)} unknown)"
         raise UserError(f"{without_secrets(uri)}: split {split!r} has no id {these}")
     return table
 
 
-def read_groups(address: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of one shard, a few at a time.
+def read_groups(
+    address: str,
+    columns: Sequence[str],
+    ids: Collection[str] | None = None,
+    shard: Shard | None = None,
+    verify: bool = False,
+) -> Iterator[pa.Table]:
+    """The rows of one shard, at most ``ROWS_PER_GROUP`` at a time.
+
+    Args:
+        ids: only these; what has none of them is not read.
+        shard: what the manifest says of it.
+        verify: read the whole file once before, and compare its checksum with the manifest's.
 
     Raises:
-        UserError: missing or damaged shard.
+        UserError: missing or damaged shard, or not the one of the manifest.
     """
-    with _opened(address) as file:
+    wanted = None if ids is None else pa.array(sorted(ids), pa.string())
+    with _opened(address, shard, verify) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, list(columns))
+            if wanted is not None and not any(
+                pc.any(pc.is_in(batch["id"], wanted)).as_py() for batch in read_batches(file, ["id"], group)
+            ):
+                continue
+            for batch in read_batches(file, columns, group):
+                table = pa.Table.from_batches([batch]).select(list(columns))
+                yield table if wanted is None else table.filter(pc.is_in(table["id"], wanted))
 
 
 def read_group(address: str, group: int) -> pa.Table:
@@ -270,74 +305,40 @@ def read_group(address: str, group: int) -> pa.Table:
         UserError: missing or damaged shard.
     """
     with _opened(address) as file:
-        return file.read_row_group(group)
+        if group >= file.num_row_groups:
+            raise ValueError(f"it has only {file.num_row_groups} row groups")
+        return pa.Table.from_batches(read_batches(file, SCHEMA.names, group), SCHEMA)
 
 
-def decode(
-    rows: pa.Table | Mapping[str, Iterable[Any]],
-    size: tuple[int, int] | None,
-    with_labels: bool,
-    num_classes: int,
-) -> dict[str, Any]:
-    """Rows → ``id`` (list), ``image`` uint8 [N, 3, H, W] and, if asked for, ``label`` uint8 [N, H, W].
+def read_batches(file: pq.ParquetFile, columns: Sequence[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard, or of one of its row groups, in small batches.
 
-    Args:
-        rows: a table, or a batch of Ray Data, with the columns id, image and (``with_labels``) label.
-        size: (width, height) to resize to, images smoothly and labels to the nearest pixel; None leaves them as they
-            are, which takes rows of one size.
-        with_labels: a row without a label has 255 all over.
+    A few kilobytes of Parquet can stand for gigabytes, so no more is read at once than the format allows.
 
     Raises:
-        UserError: a row cannot be decoded, has ids outside 0..num_classes-1 and 255, or differs in size.
+        ValueError: rows or ids that are too large.
     """
-    ids, images = _column(rows, "id"), _column(rows, "image")
-    labels = _column(rows, "label") if with_labels else []
-    if size is None and not ids:
-        raise UserError("no rows to decode, and no size given")
-    with _decoding(ids[0] if ids else ""):
-        shape = size or Image.open(io.BytesIO(images[0])).size
-    pixels = np.empty((len(ids), 3, shape[1], shape[0]), dtype=np.uint8)
-    masks = np.full((len(labels), shape[1], shape[0]), IGNORE, dtype=np.uint8)
-
-    def fill(index: int) -> None:
-        with _decoding(ids[index]):
-            image = Image.open(io.BytesIO(images[index]))
-            if size is None and image.size != shape:
-                raise ValueError(f"its size is {image.size}, the first one's {shape}: give a size")
-            image.draft("RGB", shape)  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still large enough
-            pixels[index] = np.asarray(_resize(image, shape, Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-            if with_labels and labels[index] is not None:
-                label = Image.open(io.BytesIO(labels[index]))
-                masks[index] = np.asarray(_resize(label, shape, Image.Resampling.NEAREST))
-                outside = np.unique(masks[index][(masks[index] >= num_classes) & (masks[index] != IGNORE)])
-                if len(outside):
-                    raise ValueError(f"its label has the ids {outside.tolist()}, and there are {num_classes} classes")
-
-    threaded(fill, range(len(ids)))
-    decoded: dict[str, Any] = {"id": ids, "image": pixels}
-    return decoded | {"label": masks} if with_labels else decoded
+    groups = None if group is None else [group]
+    at_once = ROWS_PER_GROUP if {"image", "label"} & set(columns) else IDS_AT_ONCE
+    for batch in file.iter_batches(at_once, row_groups=groups, columns=list(columns)):
+        if batch.nbytes > MAX_BATCH:
+            raise ValueError(f"{len(batch)} rows of more than {MAX_BATCH // 2**20} MiB")
+        for name in {"id", "sequence"} & set(columns):
+            if (pc.max(pc.binary_length(batch[name])).as_py() or 0) > MAX_ID:
+                raise ValueError(f"an {name} of more than {MAX_ID} bytes")
+        yield batch
 
 
-def decode_label(encoded: bytes) -> NDArray[np.uint8]:
-    """The ids of a stored label, [H, W]."""
-    return np.asarray(Image.open(io.BytesIO(encoded)))
+def read_footer(metadata: pq.FileMetaData) -> Footer:
+    """What a shard says about itself.
 
-
-def _resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, method)
-
-
-@contextmanager
-def _decoding(identifier: str) -> Iterator[None]:
-    try:
-        yield
-    except UNDECODABLE as error:
-        raise UserError(f"row {identifier!r} cannot be decoded: {error}") from error
-
-
-def _column(rows: pa.Table | Mapping[str, Iterable[Any]], name: str) -> list[Any]:
-    column = rows[name]
-    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    Raises:
+        ValueError: nothing, or not in this format.
+    """
+    own = (metadata.metadata or {}).get(FOOTER)
+    if own is None:
+        raise ValueError("its footer has no record of raydelta's")
+    return Footer.model_validate(parse_json(own))
 
 
 def _split(uri: str | Path, split: str) -> Split:
@@ -347,33 +348,50 @@ def _split(uri: str | Path, split: str) -> Split:
     return splits[split]
 
 
-def _parquet(uri: str | Path, shard: Shard) -> AbstractContextManager[pq.ParquetFile]:
-    return _opened(join(absolute(uri), shard.file))
+def _address(uri: str | Path, shard: Shard) -> str:
+    return join(absolute(uri), shard.file)
 
 
 @contextmanager
-def _opened(address: str) -> Iterator[pq.ParquetFile]:
+def _opened(address: str, shard: Shard | None = None, verify: bool = False) -> Iterator[pq.ParquetFile]:
+    """A shard, if it can be one: its columns and their compression are looked at before anything is read."""
     files, path = open_file_address(address)
+    shown = without_secrets(address)
     try:
         with files.open_input_file(path) as handle, pq.ParquetFile(handle) as file:
-            # Ray registers a column type whose values are pickles: reading a stranger's would run his code.
-            if not file.schema_arrow.equals(SCHEMA):
-                raise UserError(f"{without_secrets(address)}: its columns are not those of a shard; not read")
+            check_columns(file)
+            if shard is not None and file.metadata.num_rows != shard.rows:
+                raise ValueError(f"it has {file.metadata.num_rows} rows, {shard.rows} in the manifest")
+            if shard is not None and verify and digest_of(files, path) != shard.sha256:
+                raise ValueError("its checksum is not the manifest's: it was changed, or copied only in part")
             yield file
-    except (OSError, pa.ArrowException, KeyError, ValidationError) as error:
-        raise UserError(
-            f"{without_secrets(address)}: shard cannot be read: {error}; `raydelta data check` says more"
-        ) from error
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UserError(f"{shown}: shard cannot be read: {error}; `raydelta data check` says more") from error
 
 
-def threaded(function: Callable[[Argument], Result], arguments: Sequence[Argument]) -> list[Result]:
-    """Map in threads: decoding, hashing and waiting for storage all leave the interpreter free."""
-    # Ray gives a worker that owns one CPU OMP_NUM_THREADS=1, and ten of them must not start ten threads each.
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    if threads == 1:
-        return [function(argument) for argument in arguments]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, arguments))
+def digest_of(files: pyarrow.fs.FileSystem, path: str) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with files.open_input_stream(path) as stream:
+        while piece := stream.read(BUFFER):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_columns(file: pq.ParquetFile) -> None:
+    """Refuse a Parquet file that is no shard.
+
+    Raises:
+        ValueError: its columns are others, or are compressed so that a few bytes may stand for gigabytes.
+    """
+    # Ray registers a column type whose values are pickles: reading a stranger's would run his code.
+    if not file.schema_arrow.equals(SCHEMA):
+        raise ValueError("its columns are not those of a shard")
+    metadata = file.metadata
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    codecs = {group.column(number).compression for group in groups for number in range(group.num_columns)}
+    if codecs - CODECS:
+        raise ValueError(f"it is compressed with {', '.join(sorted(codecs - CODECS))}, which shards are not")
 
 
 def format_skipped(skipped: Sequence[Skipped]) -> str:
@@ -382,7 +400,7 @@ def format_skipped(skipped: Sequence[Skipped]) -> str:
     for rule, count in Counter(bad.rule for bad in skipped).most_common():
         lines.append(f"  {count} × {rule}")
         lines += [f"      {bad.file}" for bad in skipped if bad.rule == rule]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def is_plain(identifier: str) -> bool:

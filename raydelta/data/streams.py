@@ -7,9 +7,12 @@ run into each other, and it resumes with a new order.
 """
 
 import queue
+import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
@@ -19,7 +22,19 @@ import torch
 from torch import Tensor
 
 from raydelta.compute.device import Place
-from raydelta.data.shards import decode, read_groups, read_manifest, read_rows, shard_paths
+from raydelta.compute.tasks import get_or_cause
+from raydelta.data.decoding import decode, threaded, usable_cpus
+from raydelta.data.shards import (
+    ROWS_PER_GROUP,
+    Record,
+    Shard,
+    list_shards,
+    read_groups,
+    read_manifest,
+    read_rows,
+)
+from raydelta.errors import UserError
+from raydelta.storage import without_secrets
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -29,6 +44,8 @@ BATCHES_AHEAD = 8
 POOL = 512  # rows to draw from at random, at least
 TASK = 1024  # rows that a read task decodes, about; between two tasks Ray Data pauses
 EXECUTION = 50_000  # rows that one execution of a Ray Data set yields, at least
+EPOCHS = 8  # that it yields, at least
+ENCODED = 256 * 2**20  # bytes of encoded rows that a read task holds to permute them
 
 
 class Stream(Protocol):
@@ -191,34 +208,137 @@ def load_images(
 ) -> Images:
     """A split of a data set decoded into memory at (width, height); with ``ids`` those images in that order.
 
-    ``labels=False`` does not read the label column at all.
+    Encoded rows are held for no longer than it takes to decode them, a row group for each CPU. Of a whole split every
+    shard is verified; on a Ray cluster of several machines they are decoded all over it. ``labels=False`` does not read
+    the label column at all.
+
+    Raises:
+        UserError: unknown split or id, or a shard that is missing, damaged, or not the one of the manifest.
     """
-    columns = ["id", "image", *(["label"] if labels else [])]
     classes = len(read_manifest(uri).taxonomy)
-    arrays = decode(read_rows(uri, split, ids=ids, columns=columns), size, with_labels=labels, num_classes=classes)
-    images = Images(tuple(arrays["id"]), arrays["image"], arrays.get("label"))
-    if ids is None:
-        return images
-    place = {name: row for row, name in enumerate(images.ids)}
-    order = np.array([place[name] for name in ids], dtype=np.int64)
-    return Images(tuple(ids), images.pixels[order], None if images.labels is None else images.labels[order])
+    shards = list_shards(uri, split)
+    starts = list(accumulate((shard.rows for _, shard in shards), initial=0))
+    place = None if ids is None else {name: row for row, name in enumerate(ids)}
+    count = starts[-1] if place is None else len(place)
+    names = [""] * count
+    pixels = np.empty((count, 3, size[1], size[0]), np.uint8)
+    masks = np.empty((count, size[1], size[0]), np.uint8) if labels else None
+
+    def fill(number: int, parts: Iterable[dict[str, Any]]) -> int:
+        """Put a shard's decoded rows in their places; how many there are."""
+        first = start = starts[number]
+        for arrays in parts:
+            wanted = range(first, first + len(arrays["id"]))
+            rows = np.array(wanted if place is None else [place[name] for name in arrays["id"]], dtype=np.int64)
+            for row, name in zip(rows, arrays["id"], strict=True):
+                names[row] = name
+            pixels[rows] = arrays["image"]
+            if masks is not None:
+                masks[rows] = arrays["label"]
+            first += len(rows)
+        return first - start
+
+    read = partial(_decode_shard, size=size, labels=labels, classes=classes, ids=place)
+    if place is None and _has_other_nodes():
+        found = sum(fill(number, parts) for number, parts in _decode_on_ray(shards, read))
+    else:
+        at_once = max(1, min(usable_cpus(), len(shards)))
+        read = partial(read, threads=max(1, usable_cpus() // at_once))
+        found = sum(threaded(lambda number: fill(number, read(shards[number])), range(len(shards)), at_once))
+    if found != count:
+        read_rows(uri, split, ids, columns=["id"])  # names the ids that are not there
+        raise UserError(f"{without_secrets(uri)}: split {split!r} has an id twice; raydelta data check says more")
+    return Images(tuple(names), pixels, masks)
 
 
-def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True) -> "Dataset":
+def _decode_shard(
+    shard: tuple[str, Shard],
+    size: tuple[int, int],
+    labels: bool,
+    classes: int,
+    ids: Collection[str] | None = None,
+    threads: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """The decoded rows of a shard, a row group at a time; the shard is verified if all of it is read."""
+    columns = ["id", "image", *(["label"] if labels else [])]
+    for rows in read_groups(shard[0], columns, ids, shard[1], verify=ids is None):
+        yield decode(rows, size, with_labels=labels, num_classes=classes, threads=threads)
+
+
+def _has_other_nodes() -> bool:
+    """Whether this process drives a Ray cluster of more machines than this one."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized() or ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        return False
+    return sum(node["Alive"] for node in ray.nodes()) > 1
+
+
+def _decode_on_ray(
+    shards: Sequence[tuple[str, Shard]], read: Callable[[tuple[str, Shard]], Iterator[dict[str, Any]]]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Decode shards in Ray tasks, as many at once as the cluster has CPUs; (number, its decoded parts) as they end."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_decode_parts)
+    waiting = iter(range(len(shards)))
+    running: dict[Any, int] = {}
+
+    def start(most: int) -> None:
+        for number in islice(waiting, most):
+            running[task.remote(read, shards[number])] = number
+
+    start(max(1, int(ray.cluster_resources().get("CPU", 1))))
+    while running:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        number = running.pop(done)
+        yield number, get_or_cause(done)
+        del done  # its arrays leave the object store
+        start(1)
+
+
+def _decode_parts(
+    read: Callable[[tuple[str, Shard]], Iterator[dict[str, Any]]], shard: tuple[str, Shard]
+) -> list[dict[str, Any]]:
+    return list(read(shard))
+
+
+def stream_rows(uri: str, split: str, size: tuple[int, int], *, labels: bool = True, seed: int = 0) -> "Dataset":
     """A split, epoch after epoch, as a Ray Data set of decoded rows (columns pixels, labels), for sets that are large.
 
-    Every epoch has the shards in another order. To start an execution takes Ray Data seconds, so one holds many epochs,
-    and to start a task takes it as long as to decode a hundred images, so one reads several shards. Ray's own
-    ``read_parquet`` would list files that the manifest knows.
+    Every epoch has the shards in an order of its own, which ``seed`` decides, and every task permutes the rows of its
+    shards: neighbours in a shard are frames of one drive. After the last epoch of an execution the orders come again.
+    To start an execution takes Ray Data seconds, so one holds many epochs, and to start a task takes it as long as to
+    decode a hundred images, so one reads several shards. Ray's own ``read_parquet`` would list files that the manifest
+    knows.
     """
     import ray.data
 
-    count, paths, random = read_manifest(uri).splits[split].rows, shard_paths(uri, split), np.random.default_rng()
-    epochs = -(-EXECUTION // count)
-    shards = [{"shard": paths[index]} for _ in range(epochs) for index in random.permutation(len(paths))]
-    rows = ray.data.from_items(shards, override_num_blocks=min(len(shards), -(-epochs * count // TASK)))
+    tasks = order_shards(list_shards(uri, split), seed)
+    rows = ray.data.from_items([{"task": task.model_dump_json()} for task in tasks], override_num_blocks=len(tasks))
     # Half a CPU: a small machine must fit one task of every set beside the training.
-    return rows.map_batches(_decode_shards(uri, size, labels), batch_size=None, num_cpus=0.5)
+    return rows.map_batches(_decode_tasks(uri, size, labels), batch_size=None, num_cpus=0.5)
+
+
+class ReadTask(Record):
+    """Shards that one task of a stream reads, and the seed of the order of their rows."""
+
+    shards: list[tuple[str, Shard]]
+    seed: tuple[int, ...]
+    verify: bool  # the first time that they are read
+
+
+def order_shards(shards: Sequence[tuple[str, Shard]], seed: int) -> list[ReadTask]:
+    """Many epochs of the shards, in a new order each, divided into tasks of about ``TASK`` rows."""
+    count = sum(shard.rows for _, shard in shards)
+    tasks: list[ReadTask] = []
+    for epoch in range(max(EPOCHS, -(-EXECUTION // count))):
+        order = [shards[index] for index in np.random.default_rng([seed, epoch]).permutation(len(shards))]
+        per_task = max(1, TASK * len(shards) // count)
+        tasks += [
+            ReadTask(shards=order[start : start + per_task], seed=(seed, epoch, start), verify=epoch == 0)
+            for start in range(0, len(order), per_task)
+        ]
+    return tasks
 
 
 def scan_rows(uri: str, split: str, size: tuple[int, int], without: Collection[str] = ()) -> "Dataset":
@@ -229,23 +349,31 @@ def scan_rows(uri: str, split: str, size: tuple[int, int], without: Collection[s
     """
     import ray.data
 
-    shards = [{"shard": path} for path in shard_paths(uri, split)]
-    rows = ray.data.from_items(shards, override_num_blocks=len(shards))
-    decode_shards = _decode_shards(uri, size, labels=False, ids=True, without=without)
-    return rows.map_batches(decode_shards, batch_size=None, num_cpus=0.5)
+    tasks = [ReadTask(shards=[shard], seed=(0,), verify=True) for shard in list_shards(uri, split)]
+    rows = ray.data.from_items([{"task": task.model_dump_json()} for task in tasks], override_num_blocks=len(tasks))
+    return rows.map_batches(
+        _decode_tasks(uri, size, labels=False, ids=True, without=without), batch_size=None, num_cpus=0.5
+    )
 
 
-def _decode_shards(
+def _decode_tasks(
     uri: str, size: tuple[int, int], labels: bool, ids: bool = False, without: Collection[str] = ()
 ) -> Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]:
-    """A function from shards to their decoded rows, a group at a time."""
+    """A function from tasks to their decoded rows, a few at a time."""
     columns = ["id", "image", *(["label"] if labels else [])]
     classes = len(read_manifest(uri).taxonomy)
     unwanted = pa.array(sorted(without), pa.string())
 
-    def decode_shards(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        for address in batch["shard"]:
-            for rows in read_groups(str(address), columns):
+    def decode_tasks(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for text in batch["task"]:
+            task = ReadTask.model_validate_json(str(text))
+            random = np.random.default_rng(task.seed)
+            groups = (
+                rows
+                for address, shard in task.shards
+                for rows in read_groups(address, columns, None, shard, task.verify)
+            )
+            for rows in permute_rows(groups, random):
                 if len(unwanted):
                     rows = rows.filter(pc.invert(pc.is_in(rows["id"], unwanted)))
                 if len(rows) == 0:
@@ -254,7 +382,28 @@ def _decode_shards(
                 named = {"id": np.array(arrays["id"])} if ids else {}
                 yield named | {"pixels": arrays["image"]} | ({"labels": arrays["label"]} if labels else {})
 
-    return decode_shards
+    return decode_tasks
+
+
+def permute_rows(groups: Iterable[pa.Table], random: np.random.Generator) -> Iterator[pa.Table]:
+    """The rows of all groups in random order, still encoded; of as many groups together as ``ENCODED`` bytes hold."""
+    held: list[pa.Table] = []
+    size = 0
+
+    def release() -> Iterator[pa.Table]:
+        table = pa.concat_tables(held)
+        order = random.permutation(len(table))
+        for start in range(0, len(table), ROWS_PER_GROUP):
+            yield table.take(pa.array(order[start : start + ROWS_PER_GROUP]))
+
+    for group in groups:
+        held.append(group)
+        size += group.nbytes
+        if size > ENCODED:
+            yield from release()
+            held, size = [], 0
+    if held:
+        yield from release()
 
 
 def is_streamed(images: TrainingSet) -> TypeGuard[Rows]:

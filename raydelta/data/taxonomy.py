@@ -6,18 +6,26 @@ The built-in ones lie as YAML in ``taxonomies/``. Which pixel value of which dat
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raydelta.errors import UserError
+from raydelta.parsing import read_yaml_file
 
 IGNORE = 255
 """Label of pixels that belong to no class; never trained on, never counted."""
 
 
+def _printable(name: str) -> str:
+    """Names are shown in terminals, where other characters are commands."""
+    if not name.isprintable():
+        raise ValueError(f"the name {name!r} has characters that are not printable")
+    return name
+
+
 Colour = Annotated[int, Field(ge=0, le=255)]
+Name = Annotated[str, AfterValidator(_printable)]
 
 
 class Taxonomy(BaseModel):
@@ -25,10 +33,21 @@ class Taxonomy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    classes: tuple[str, ...]
+    name: Name
+    classes: tuple[Name, ...]
     palette: tuple[tuple[Colour, Colour, Colour], ...]
-    also: dict[str, tuple[str, ...]] = {}  # class → names in other data sets that count as it
+    also: dict[str, tuple[Name, ...]] = {}  # class → names in other data sets that count as it
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if len(set(self.classes)) < len(self):
+            raise ValueError("a class name occurs twice")
+        if not 1 <= len(self) <= IGNORE or len(self.palette) != len(self):
+            raise ValueError(f"needs 1 to {IGNORE} classes and one palette colour for each")
+        unknown = sorted(self.also.keys() - set(self.classes))
+        if unknown:
+            raise ValueError(f"also: {', '.join(unknown)} is not among the classes")
+        return self
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -66,18 +85,15 @@ def get_taxonomy(name: str) -> Taxonomy:
 
 
 def _read(path: Path) -> Taxonomy:
+    tree = read_yaml_file(path)
     try:
-        taxonomy = Taxonomy(**_fields(yaml.safe_load(path.read_text()), path.stem))
-    except (yaml.YAMLError, ValidationError, TypeError, KeyError, UnicodeDecodeError) as error:
+        return Taxonomy(**_fields(tree, path.stem))
+    except ValidationError as error:
+        reasons = (str(problem.get("ctx", {}).get("error", "")) for problem in error.errors())
+        reason = next((reason for reason in reasons if reason), f"expected keys name, classes and palette: {error}")
+        raise UserError(f"taxonomy file {path}: {reason}") from error
+    except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"taxonomy file {path}: expected keys name, classes and palette: {error}") from error
-    if len(set(taxonomy.classes)) < len(taxonomy):
-        raise UserError(f"taxonomy file {path}: a class name occurs twice")
-    if not 1 <= len(taxonomy) <= IGNORE or len(taxonomy.palette) != len(taxonomy):
-        raise UserError(f"taxonomy file {path}: needs 1 to {IGNORE} classes and one palette colour for each")
-    unknown = sorted(taxonomy.also.keys() - set(taxonomy.classes))
-    if unknown:
-        raise UserError(f"taxonomy file {path}: also: {', '.join(unknown)} is not among the classes")
-    return taxonomy
 
 
 def _fields(tree: Any, stem: str) -> dict[str, Any]:

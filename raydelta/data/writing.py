@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from raydelta.data.decoding import open_picture
 from raydelta.data.shards import (
     FOOTER,
     FORMAT,
@@ -39,10 +41,13 @@ from raydelta.data.shards import (
     Split,
     StoredRow,
     count_pixels,
+    digest_of,
     is_plain,
+    read_footer,
+    read_manifest,
 )
 from raydelta.errors import UserError
-from raydelta.storage import BUFFER, absolute, is_remote, open_address, upload, without_secrets
+from raydelta.storage import BUFFER, absolute, exclusive, is_remote, open_address, upload, without_secrets
 
 
 class _ShardTask(Record):
@@ -75,7 +80,8 @@ def write_dataset(
 
     On a local disk all goes into ``TARGET.partial``, which takes the target's name when it is complete; in an object
     store, which cannot rename, a data set is complete when its manifest is there, and that is written last. The same
-    call after an interruption goes on where it stopped; shards of other inputs are written anew. On a cluster of
+    call after an interruption goes on where it stopped; shards of other inputs are written anew. Where two commands
+    write to one target, the second waits, and takes the result if its own would be the same. On a cluster of
     several machines the target, and what ``encode`` reads, must lie on storage that all of them share.
 
     Args:
@@ -96,12 +102,33 @@ def write_dataset(
     if not splits:
         raise UserError(f"{target}: nothing to write, no split has any image")
     settings = {"format": FORMAT} | description.model_dump(include={"taxonomy", "source", "options"})
-    classes = len(description.taxonomy)
     tasks = [
         _make_task(f"{split}-{start // rows_per_shard:05d}.parquet", items[start : start + rows_per_shard], settings)
         for split, items in splits.items()
         for start in range(0, len(items), rows_per_shard)
     ]
+    with exclusive(target):
+        written = _written_meanwhile(target, tasks, skip_bad)
+        if written is not None:
+            return written
+        check_target(target)
+        return _write(target, folder, tasks, encode, description, list(splits), skip_bad, skipped, workers, progress)
+
+
+def _write(
+    target: str | Path,
+    folder: str,
+    tasks: Sequence[_ShardTask],
+    encode: Callable[[Item], StoredRow],
+    description: Description,
+    splits: Sequence[str],
+    skip_bad: bool,
+    skipped: Sequence[BadItem],
+    workers: int | None,
+    progress: OnProgress,
+) -> Manifest:
+    """Write all shards, then the manifest; nobody else writes there meanwhile."""
+    classes = len(description.taxonomy)
     files, base = open_address(folder)
     with _writing(folder):
         if not is_remote(folder):  # object stores have no folders
@@ -116,14 +143,32 @@ def write_dataset(
     )
     with _writing(folder):
         _delete_stale(files, base, tasks)  # what tasks of a write that failed a moment ago have finished since
-        for shard, _ in finished.values():
-            if files.get_file_info(f"{base}/{shard.file}").size != shard.bytes:
-                raise UserError(f"{target}: something else writes there too ({shard.file} has changed); run it again")
+        changed = [shard.file for shard, _ in finished.values() if not _is_unchanged(files, base, shard)]
+        if changed:
+            raise UserError(f"{target}: something else writes there too ({changed[0]} has changed); run it again")
         with files.open_output_stream(f"{base}/{MANIFEST}") as stream:
             stream.write(manifest.model_dump_json(indent=1).encode())
         if not is_remote(target):
             Path(folder).rename(absolute(target))
     return manifest
+
+
+def _written_meanwhile(target: str | Path, tasks: Sequence[_ShardTask], skip_bad: bool) -> Manifest | None:
+    """The data set of these very inputs, if another command has finished it while this one waited."""
+    files, base = open_address(absolute(target))
+    with _writing(target):
+        if files.get_file_info(f"{base}/{MANIFEST}").type != pyarrow.fs.FileType.File:
+            return None
+        same = all(_finished(files, f"{base}/{task.file}", task, skip_bad) for task in tasks)
+    return read_manifest(target) if same else None
+
+
+def _is_unchanged(files: pyarrow.fs.FileSystem, base: str, shard: Shard) -> bool:
+    """Whether a shard is what its task has written. An object store would have to send it again: its size has to do."""
+    path = f"{base}/{shard.file}"
+    if files.get_file_info(path).size != shard.bytes:
+        return False
+    return not isinstance(files, pyarrow.fs.LocalFileSystem) or digest_of(files, path) == shard.sha256
 
 
 def _delete_stale(files: pyarrow.fs.FileSystem, base: str, tasks: Sequence[_ShardTask]) -> None:
@@ -242,10 +287,8 @@ def _write_shard(
     task = _ShardTask.model_validate_json(row["task"])
     files, base = open_address(folder)
     path = f"{base}/{task.file}"
-    # Beside its place, so that a rename suffices; what goes elsewhere is uploaded whole.
-    unfinished = Path(tempfile.gettempdir() if is_remote(folder) else folder) / f"{task.file}.{os.getpid()}"
     try:
-        with _writing(path):
+        with _writing(path), _unfinished(folder, task.file) as unfinished:
             record = _finished(files, path, task, skip_bad)
             if record is None:
                 _write_rows(unfinished, task, encode, classes, skip_bad)
@@ -259,16 +302,31 @@ def _write_shard(
         result = _ShardResult(bad=Skipped(file=bad.file, rule=bad.rule))
     except UserError as error:
         result = _ShardResult(error=str(error))
-    finally:
-        unfinished.unlink(missing_ok=True)
     return {"result": result.model_dump_json()}
+
+
+@contextmanager
+def _unfinished(folder: str, file: str) -> Iterator[Path]:
+    """Where a shard grows, under a name that nobody else can have taken; gone afterwards."""
+    if is_remote(folder):  # it is uploaded when it is whole
+        with tempfile.TemporaryDirectory(prefix="raydelta-") as private:
+            yield Path(private) / file
+        return
+    path = Path(folder) / f"{file}.{uuid.uuid4().hex}"  # beside its place, so that a rename suffices
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _finished(files: pyarrow.fs.FileSystem, path: str, task: _ShardTask, skip_bad: bool) -> tuple[Shard, Footer] | None:
     """The records of this very shard, if an interrupted write has left it."""
     if files.get_file_info(path).type != pyarrow.fs.FileType.File:
         return None
-    shard, footer = _inspect(files.open_input_file(path), task.file)
+    try:
+        shard, footer = _inspect(files.open_input_file(path), task.file)
+    except (ValueError, pa.ArrowException):  # damaged: it is written anew
+        return None
     return (shard, footer) if footer.inputs == task.inputs and (skip_bad or not footer.skipped) else None
 
 
@@ -280,7 +338,7 @@ def _write_rows(
     skipped: list[Skipped] = []
     # Images are compressed already, and statistics of them would only make the footer long.
     columns = {"use_dictionary": ["sequence"], "write_statistics": ["id", "sequence"], "compression": "none"}
-    with pq.ParquetWriter(path, SCHEMA, **columns) as writer:
+    with path.open("xb") as file, pq.ParquetWriter(file, SCHEMA, **columns) as writer:  # x: follows no link
         group: list[StoredRow] = []
         for item in task.items:
             try:
@@ -293,7 +351,7 @@ def _write_rows(
             if row["label"] is None:
                 unlabelled.append(row["id"])
             else:
-                histogram += Image.open(io.BytesIO(row["label"])).histogram()
+                histogram += open_picture(row["label"]).histogram()
             group.append(row)
             if len(group) == ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_pylist(group, SCHEMA))
@@ -318,7 +376,7 @@ def _inspect(opened: Any, name: str) -> tuple[Shard, Footer]:
             os.fsync(file.fileno())
         file.seek(0)
         metadata = pq.read_metadata(file)
-    footer = Footer.model_validate_json(metadata.metadata[FOOTER])
+    footer = read_footer(metadata)
     rows = metadata.num_rows
     labelled = rows - len(footer.unlabelled)
     return Shard(file=name, rows=rows, labelled=labelled, bytes=size, sha256=digest.hexdigest()), footer

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from raydelta.data.shards import decode, list_ids, read_manifest, read_rows
+from raydelta.data.decoding import decode
+from raydelta.data.shards import list_ids, read_manifest, read_rows
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 
 Pixels = NDArray[np.uint8]

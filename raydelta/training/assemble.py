@@ -44,7 +44,7 @@ def open_large_sets(job: Job) -> dict[str, TrainingSet]:
         if rows * data.width * data.height * BYTES_PER_PIXEL <= data.cache_gib * 2**30:
             opened[domain] = load_images(uri, "train", data.size, labels=labels)
         else:
-            opened[domain] = stream_rows(uri, "train", data.size, labels=labels)
+            opened[domain] = stream_rows(uri, "train", data.size, labels=labels, seed=job.config.seed)
     return opened
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from raydelta.data import checking, shards
+from raydelta.data.decoding import decode_label
 from raydelta.data.formats import FORMATS, detect
 from raydelta.data.importers import ImportOptions, import_dataset
 from raydelta.data.shards import BadItem
@@ -150,7 +151,7 @@ def build(kind: str, root: Path) -> Path:
 
 
 def stored(target: Path, split: str = "train") -> list[np.ndarray]:
-    return [shards.decode_label(row["label"]) for row in shards.read_rows(target, split).to_pylist()]
+    return [decode_label(row["label"]) for row in shards.read_rows(target, split).to_pylist()]
 
 
 def test_every_format_has_a_case() -> None:

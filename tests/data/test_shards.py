@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raydelta.data import checking, shards, writing
+from raydelta.data import checking, decoding, shards, writing
 from raydelta.data.shards import BadItem, Description, Item, Manifest, StoredRow
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.errors import UserError
@@ -245,6 +246,42 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.filterwarnings("ignore:.*another command is making it")
+def test_two_writes_to_one_target(tmp_path: Path, ray_session: None, same: bool) -> None:
+    def run(number: int) -> Manifest | UserError:
+        try:
+            return write(tmp_path / "set", options={"seed": 0 if same else number})
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run, range(2)))
+    written = shards.read_manifest(tmp_path / "set")
+    assert checking.check(tmp_path / "set").problems == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+    if same:
+        assert outcomes == [written, written]
+    else:
+        failed = [outcome for outcome in outcomes if isinstance(outcome, UserError)]
+        assert [outcome for outcome in outcomes if outcome == written] == [written]
+        assert len(failed) == 1 and "exists already" in str(failed[0])
+
+
+def test_a_shard_that_changed_while_the_others_were_written_is_noticed(tmp_path: Path, ray_session: None) -> None:
+    first = tmp_path / "set.partial/train-00000.parquet"
+
+    def change(done: int, total: int, note: str) -> None:
+        content = bytearray(first.read_bytes()) if first.exists() else b""
+        if content:
+            content[len(content) // 2] ^= 1  # as long as before
+            first.write_bytes(content)
+
+    with pytest.raises(UserError, match=r"something else writes there too \(train-00000\.parquet has changed\)"):
+        write(tmp_path / "set", progress=change, splits={"train": SPLITS["train"][:10]})
+    assert not (tmp_path / "set").exists()
+
+
 # Reading
 
 
@@ -273,7 +310,7 @@ def test_reads_a_file_address(dataset: Path) -> None:
         assert shards.read_manifest(uri).splits["train"].rows == 40
         assert shards.read_rows(uri, "train", ["train_007"]).num_rows == 1
         assert checking.check(uri).problems == []
-        assert shards.shard_paths(uri, "train")[0].endswith("dots/train-00000.parquet")
+        assert shards.list_shards(uri, "train")[0][0].endswith("dots/train-00000.parquet")
 
 
 def test_no_data_set_there(tmp_path: Path) -> None:
@@ -316,7 +353,7 @@ def test_a_lost_shard_is_named(copy: Path) -> None:
 
 
 def test_decode(dataset: Path) -> None:
-    batch = shards.decode(shards.read_rows(dataset, "train"), None, with_labels=True, num_classes=11)
+    batch = decoding.decode(shards.read_rows(dataset, "train"), None, with_labels=True, num_classes=11)
     assert batch["id"] == [item.id for item in SPLITS["train"]]
     assert (batch["image"].shape, batch["image"].dtype) == ((40, 3, HEIGHT, WIDTH), np.uint8)
     assert (batch["label"].shape, batch["label"].dtype) == ((40, HEIGHT, WIDTH), np.uint8)
@@ -330,29 +367,29 @@ def test_decode(dataset: Path) -> None:
 def test_decode_takes_ray_batches_and_resizes(dataset: Path) -> None:
     table = shards.read_rows(dataset, "train", ["train_001", "train_002"])
     rows = {name: np.array(table[name].to_pylist(), dtype=object) for name in ("id", "image")}
-    batch = shards.decode(rows, (8, 4), with_labels=False, num_classes=11)
+    batch = decoding.decode(rows, (8, 4), with_labels=False, num_classes=11)
     assert batch.keys() == {"id", "image"}
     assert batch["image"].shape == (2, 3, 4, 8)
-    labels = shards.decode(table, (6, 8), with_labels=True, num_classes=11)["label"]
+    labels = decoding.decode(table, (6, 8), with_labels=True, num_classes=11)["label"]
     assert set(np.unique(labels)) <= {*range(11), 255}
 
 
 def test_decode_of_nothing_has_a_shape(dataset: Path) -> None:
-    batch = shards.decode(shards.read_rows(dataset, "train", []), (8, 4), with_labels=True, num_classes=11)
+    batch = decoding.decode(shards.read_rows(dataset, "train", []), (8, 4), with_labels=True, num_classes=11)
     assert (batch["image"].shape, batch["label"].shape) == ((0, 3, 4, 8), (0, 4, 8))
 
 
 def test_decode_names_the_row(dataset: Path) -> None:
     rows = shards.read_rows(dataset, "train", ["train_001", "train_002"]).to_pydict()
     with pytest.raises(UserError, match=r"row 'train_001'.*there are 5 classes"):
-        shards.decode(rows, None, with_labels=True, num_classes=5)
+        decoding.decode(rows, None, with_labels=True, num_classes=5)
     broken = rows | {"image": [rows["image"][0], rows["image"][1][:200]]}
     with pytest.raises(UserError, match="row 'train_002' cannot be decoded"):
-        shards.decode(broken, None, with_labels=False, num_classes=11)
+        decoding.decode(broken, None, with_labels=False, num_classes=11)
     twice_as_large = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT))
     mixed = rows | {"image": [rows["image"][0], writing.encode_jpeg(twice_as_large)]}
     with pytest.raises(UserError, match=r"row 'train_002'.*give a size"):
-        shards.decode(mixed, None, with_labels=False, num_classes=11)
+        decoding.decode(mixed, None, with_labels=False, num_classes=11)
 
 
 # Checking
@@ -377,7 +414,7 @@ def test_check_finds_files_that_are_lost_cut_or_strange(copy: Path) -> None:
     problems = "\n".join(checking.check(copy).problems)
     assert "train-00001.parquet: cannot be read" in problems
     assert "train-00003.parquet: not readable as Parquet" in problems
-    assert "train-extra-00000.parquet: its columns are not those of the format" in problems
+    assert "train-extra-00000.parquet: not readable as Parquet: its columns are not those of a shard" in problems
     assert "train-00004.parquet: not in the manifest" in problems
     assert "the manifest's pixels per class are not those of the labels" in problems
 

@@ -1,19 +1,37 @@
+import hashlib
 import io
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from raydelta.compute.device import Place
-from raydelta.data.shards import Description, Item, StoredRow
-from raydelta.data.streams import Images, MemoryStream, RayStream, draw_batches, load_images, scan_rows, stream_rows
+from raydelta.data import streams
+from raydelta.data.decoding import usable_cpus
+from raydelta.data.shards import SCHEMA, Description, Item, Manifest, Shard, Split, StoredRow, list_shards
+from raydelta.data.streams import (
+    Images,
+    MemoryStream,
+    RayStream,
+    draw_batches,
+    load_images,
+    order_shards,
+    scan_rows,
+    stream_rows,
+)
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.data.writing import encode_label, write_dataset
+from raydelta.errors import UserError
 
 torch.set_num_threads(1)
 
@@ -216,6 +234,134 @@ def test_a_damaged_shard_stops_the_training_and_not_only_the_reader(dataset: str
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(Exception, match=r"(?i)parquet|magic"):
         ray_stream(str(damaged)).next()
+
+
+def test_a_shard_that_was_changed_is_found_when_it_is_first_opened(dataset: str, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(dataset, tmp_path / "changed"))
+    shutil.copy(changed / "train-00001.parquet", changed / "train-00002.parquet")
+    with pytest.raises(UserError, match=r"train-00002\.parquet: .*its checksum is not the manifest's"):
+        load_images(str(changed), "train", SIZE)
+    with pytest.raises(Exception, match="its checksum is not the manifest's"):
+        ray_stream(str(changed)).next()
+
+
+def test_the_whole_cluster_decodes_the_same_images(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = load_images(dataset, "train", SIZE)
+    monkeypatch.setattr(streams, "_has_other_nodes", lambda: True)
+    there = load_images(dataset, "train", SIZE)
+    assert there.ids == here.ids
+    assert np.array_equal(there.pixels, here.pixels)
+    assert np.array_equal(there.labels, here.labels)
+
+
+def test_decoding_uses_every_cpu_whatever_openmp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ray up does
+    assert usable_cpus() == len(os.sched_getaffinity(0))
+
+
+def test_a_task_uses_the_cpus_that_it_has_reserved(ray_session: None) -> None:
+    import ray
+
+    assert ray.get([ray.remote(num_cpus=count)(usable_cpus).remote() for count in (0.5, 1, 2)]) == [1, 1, 2]
+
+
+LOAD = """
+import os, resource, sys
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+from raydelta.data.streams import load_images
+load_images(sys.argv[1], "train", (8, 4))  # imports, buffers
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+images = load_images(sys.argv[2], "train", (32, 16))
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(len(images), images.pixels.nbytes + images.labels.nbytes, grown)
+"""
+
+
+def test_loading_takes_the_memory_of_the_pixels_and_a_row_group_not_of_the_encoded_images(
+    dataset: str, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")  # 780 kB that become 2 kB
+    path = tmp_path / "large"
+    write_rows(path, [buffer.getvalue()] * 200, rows_per_shard=100)
+    encoded = sum(shard.stat().st_size for shard in path.glob("*.parquet"))
+    done = subprocess.run([sys.executable, "-c", LOAD, dataset, str(path)], capture_output=True, text=True, check=True)
+    count, decoded, grown = map(int, done.stdout.split())
+    assert count == 200
+    assert encoded > 5 * decoded
+    row_group = 16 * len(buffer.getvalue())
+    assert grown * 1024 < decoded + 3 * row_group < encoded / 3
+
+
+def write_rows(target: Path, images: list[bytes], rows_per_shard: int) -> None:
+    """A data set without labels, written without Ray."""
+    target.mkdir()
+    found = []
+    for number, start in enumerate(range(0, len(images), rows_per_shard)):
+        path = target / f"train-{number:05d}.parquet"
+        part = images[start : start + rows_per_shard]
+        rows = [
+            {"id": f"{start + i:05d}", "sequence": "all", "image": image, "label": None, "height": 1, "width": 1}
+            for i, image in enumerate(part)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path, compression="none", row_group_size=16)
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        found.append(Shard(file=path.name, rows=len(part), labelled=0, bytes=len(content), sha256=digest))
+    split = Split(shards=found, pixels=[0, 0, 0], void=0)
+    manifest = Manifest(
+        name="rows", domain="real", taxonomy=TAXONOMY, source="test", options={}, splits={"train": split}
+    )
+    (target / "manifest.json").write_text(manifest.model_dump_json())
+
+
+def test_every_epoch_of_a_stream_has_an_order_that_its_seed_decides() -> None:
+    shards = [
+        (f"shard {number}", Shard(file=f"train-{number:05d}.parquet", rows=128, labelled=0, bytes=0, sha256=""))
+        for number in range(500)
+    ]
+    tasks = order_shards(shards, seed=3)
+    assert [task.model_dump() for task in tasks] == [task.model_dump() for task in order_shards(shards, seed=3)]
+    assert order_shards(shards, seed=4)[0].shards != tasks[0].shards
+    order = [address for task in tasks for address, _ in task.shards]
+    epochs = [order[start : start + 500] for start in range(0, len(order), 500)]
+    assert len(epochs) == 8, "a set of more than 50,000 rows has several epochs too"
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    assert len({task.seed for task in tasks}) == len(tasks)
+    assert [task.verify for task in tasks] == [task.seed[1] == 0 for task in tasks]
+
+
+def test_a_stream_mixes_frames_that_follow_each_other(tmp_path: Path) -> None:
+    """How often a batch of 8 has two frames of one drive that are less than 16 apart, against rows in random order."""
+    count = 6000
+    write_rows(tmp_path / "drives", [encode_png(0)] * count, rows_per_shard=128)
+    uri = str(tmp_path / "drives")
+    decode_tasks = streams._decode_tasks(uri, (2, 2), labels=False, ids=True)
+    drawn: list[int] = []
+    for task in order_shards(list_shards(uri, "train"), seed=0):
+        for batch in decode_tasks({"task": np.array([task.model_dump_json()])}):
+            drawn += [int(name) for name in batch["id"]]
+        if len(drawn) >= count:
+            break
+    assert sorted(drawn[:count]) == list(range(count))
+
+    class Frames:
+        def iter_batches(self, batch_size: int, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+            for start in range(0, count - batch_size + 1, batch_size):
+                yield {"pixels": np.array(drawn[start : start + batch_size])}
+
+    batches = draw_batches(Frames(), 8, np.random.default_rng(0))
+    near = [_near(next(batches)["pixels"]) for _ in range(1000)]
+    ideal = [_near(np.random.default_rng(n).choice(count, 8, replace=False)) for n in range(1000)]
+    assert np.mean(near) < 8 * np.mean(ideal), (np.mean(near), np.mean(ideal))
+
+
+def _near(frames: np.ndarray) -> int:
+    """Pairs of frames that are less than 16 apart."""
+    gaps = np.abs(frames[:, None] - frames[None])
+    return int(((gaps < 16) & (gaps > 0)).sum() // 2)
 
 
 def test_images_come_in_the_order_of_the_ids(dataset: str) -> None:

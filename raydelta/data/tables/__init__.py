@@ -7,11 +7,11 @@ dumps that hold colours instead of ids, ``colours`` (value → RGB colours).
 import functools
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raydelta.data.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy, map_names, plain_name
 from raydelta.errors import UserError
+from raydelta.parsing import read_yaml_file
 
 FOLDER = Path(__file__).parent
 NO_CLASS = {"void", "unlabeled", "unlabelled", "reserved"}
@@ -71,12 +71,12 @@ def _read_shipped(name: str) -> Table:
 
 
 def _read(path: Path) -> Table:
+    tree = read_yaml_file(path)
     try:
-        tree = yaml.safe_load(path.read_text())
         if isinstance(tree, list):
             tree = dict(enumerate(tree))
         table = Table(**tree if "ids" in tree else {"ids": tree})
-    except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
+    except (ValidationError, TypeError) as error:
         raise UserError(f"id table {path}: expected value: name lines, or a list of names: {error}") from error
     if not table.ids or not all(0 <= value <= 65535 for value in table.ids):
         raise UserError(f"id table {path}: needs values from 0 to 65535 with a name each")
