@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,13 +151,22 @@ def data_simulate(
     width: Annotated[int, typer.Option(min=32)] = 256,
     height: Annotated[int, typer.Option(min=32)] = 128,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    taxonomy: Annotated[
+        str, typer.Option(help="Classes of the masks: camvid11, cityscapes19, synthia16, synthia13 or a YAML file.")
+    ] = "camvid11",
 ) -> None:
     """Make street scenes with exact masks, as shards."""
-    from raydelta.data.simulator.dataset import simulate_dataset
+    from raydelta.data.simulator.dataset import simulate_dataset, void_classes
+    from raydelta.data.taxonomy import get_taxonomy
 
+    classes = get_taxonomy(taxonomy)
     counts = {"train": train} | ({"test": test} if test else {})
     with _progress(f"make {target.name}") as progress:
-        simulate_dataset(look, target, counts=counts, width=width, height=height, seed=seed, progress=progress)
+        simulate_dataset(
+            look, target, counts=counts, width=width, height=height, seed=seed, taxonomy=classes, progress=progress
+        )
+    if void := void_classes(classes):
+        print(f"void, as {classes.name} has no such class: {', '.join(void)}")
     print(target)
 
 
@@ -193,7 +203,7 @@ def data_import(
     and folder (images/SPLIT/… with labels/SPLIT/…, or what --images, --labels and --ids say).
     """
     from raydelta.data.importers import ImportOptions, import_dataset
-    from raydelta.data.shards import format_skipped
+    from raydelta.data.shards import BadItem, format_skipped
     from raydelta.storage import without_secrets
 
     shares = _shares(split or [])
@@ -215,7 +225,10 @@ def data_import(
         allow_unlabelled=allow_unlabelled,
     )
     with _progress(f"import {Path(target).name}") as progress:
-        manifest = import_dataset(source, target, options, workers=workers, progress=progress)
+        try:
+            manifest = import_dataset(source, target, options, workers=workers, progress=progress)
+        except BadItem as bad:
+            raise UserError(f"{bad}; --skip-bad leaves such files out and lists them") from bad
     if manifest.options["dropped"]:
         print(f"void, as {manifest.taxonomy.name} has no such class: {', '.join(manifest.options['dropped'])}")
     if manifest.skipped:
@@ -488,6 +501,7 @@ def _named(method: str | None, model: str) -> str:
 
 def main() -> None:
     """Run the command line; users' errors become one message and exit code 1, Ctrl-C becomes 130."""
+    warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)  # typer returns the code of its Exit, 130 for Ctrl-C
     except UserError as error:
@@ -503,6 +517,12 @@ def main() -> None:
     if code == 130:
         _fail("interrupted: finished stages are kept; the same command goes on from them (tune: with --resume)", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """One plain line of what concerns the user; what is for developers stays away."""
+    if issubclass(category, UserWarning):
+        sys.stderr.write(f"\nwarning: {printable(str(message))}\n")
 
 
 def _fail(message: str, code: int) -> None:
@@ -546,9 +566,12 @@ def _shares(splits: list[str]) -> dict[str, float] | None:
 def _prepare(overrides: list[str], preset: str | None, file: Path | None) -> Any:
     from raydelta.compute.cluster import choose_preset, ensure_ray, warm_up
     from raydelta.config import load_config
+    from raydelta.data.prepare import check_data
     from raydelta.tuning.trackers import check_trackers
 
-    check_trackers(load_config(preset or "laptop", file, overrides).tracking)  # complain before Ray starts
+    config = load_config(preset or "laptop", file, overrides)  # complain before Ray starts
+    check_trackers(config.tracking)
+    check_data(config)
     cluster = ensure_ray()
     preset = choose_preset(preset, cluster)
     _announce(cluster, preset)

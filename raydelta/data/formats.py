@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raydelta.data.decoding import UndecodableError, open_picture
-from raydelta.data.listing import Listing, compile_pattern, list_pictures, sequence_of
+from raydelta.data.listing import USUAL_SPLITS, Listing, compile_pattern, list_pictures, sequence_of
 from raydelta.data.reading import ReadLabel, read_first_channel, read_ids, read_red_or_colours
 from raydelta.data.shards import Domain
 from raydelta.errors import UserError
@@ -14,6 +14,8 @@ from raydelta.storage import read_bytes
 
 ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
 FRAMES_PER_BLOCK = 100
+LABEL_WORDS = ("label", "mask", "annot", "seg", "gt", "depth", "instance")
+"""What folders are called that hold no photographs."""
 ROAD, ROAD_COLOUR = 7, [128, 64, 128]  # labelId and colour of Cityscapes
 
 
@@ -131,22 +133,35 @@ def detect_layout(listing: Listing) -> str | None:
             return kind
     if _any(FORMATS["cityscapes"].images, paths):
         return "cityscapes"
-    return "folder" if _any("images/{path}", paths) else None
+    return "folder" if _any("images/{path}", paths) or _is_plain_folder(paths) else None
 
 
 def fit_folder(source: str | Path, listing: Listing, form: Format) -> Format:
-    """``images/SPLIT/**`` with ``labels/SPLIT/**``; where no folder is called train, val or test, all is ``train``."""
+    """``images/SPLIT/**`` with ``labels/SPLIT/**``; where no folder is called train, val or test, all is ``train``.
+
+    Photographs without a folder ``images`` are photographs without labels.
+    """
+    paths = [file.path.rpartition(".")[0] for file in listing.files]
+    if not _any("images/{path}", paths) and _is_plain_folder(paths):
+        has_splits = all(path.split("/")[0] in USUAL_SPLITS and "/" in path for path in paths)
+        return replace(form, images="{split}/{path}" if has_splits else "{path}", labels=None)
     below = [file.path.split("/")[1:] for file in listing.files if file.path.startswith("images/")]
     folders = {parts[0] for parts in below if len(parts) > 1} | {
         name.split("/")[1] for name in listing.empty if "/" in name
     }
-    if folders & {"train", "val", "test"}:
+    if folders & set(USUAL_SPLITS):
         if any(len(parts) == 1 for parts in below):
             raise UserError(
                 f"{source}/images: holds images beside folders; either all in folders, one per split, or none"
             )
         return form
     return replace(form, images="images/{path}", labels="labels/{path}")
+
+
+def _is_plain_folder(paths: Sequence[str]) -> bool:
+    """Whether there are pictures, and no folder sounds as if it held labels."""
+    folders = {folder.lower() for path in paths for folder in path.split("/")[:-1]}
+    return bool(paths) and not any(word in folder for folder in folders for word in LABEL_WORDS)
 
 
 def _any(pattern: str, paths: Sequence[str]) -> bool:

@@ -13,14 +13,15 @@ from raydelta.config import Section, validated
 from raydelta.data.decoding import decode_label
 from raydelta.data.formats import FORMATS, ROAD_BELOW, Format, detect_layout, fit_folder
 from raydelta.data.listing import Listing, Paired, list_pictures, pair, split_by_sequence
-from raydelta.data.reading import Box, encode_pair
+from raydelta.data.reading import Box, encode_pair, read_colours, read_ids
 from raydelta.data.shards import BadItem, Description, Domain, Item, Manifest, OnProgress, StoredRow
-from raydelta.data.tables import Table, read_table
-from raydelta.data.taxonomy import IGNORE, Taxonomy, get_taxonomy
+from raydelta.data.tables import Table, extend, own_ids, read_table
+from raydelta.data.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy
 from raydelta.data.writing import check_target, write_dataset
 from raydelta.errors import UserError
 from raydelta.storage import absolute, without_secrets
 
+ROAD_LIKELY = 0.2  # share of road in the lower quarter of labels that are read rightly
 PROBED = 6  # labels of each split that are read before the import starts
 
 
@@ -87,7 +88,10 @@ def import_dataset(
     form = _choose_format(kind, source, listing, options)
     taxonomy = options.taxonomy or form.taxonomy
     classes = taxonomy if isinstance(taxonomy, Taxonomy) else get_taxonomy(taxonomy)
-    table = _choose_table(form, classes)
+    layout = FORMATS[kind].table
+    table = _choose_table(form, classes, read_table(layout) if layout else None)
+    if table.colours and form.read_label is read_ids:
+        form = replace(form, read_label=read_colours)
     found = _find_pairs(kind, source, listing, form, options)
     chosen = _choose_items(source, found, options)
     encode = partial(
@@ -98,7 +102,7 @@ def import_dataset(
         size=options.size,
         crop=options.crop,
     )
-    _probe(chosen, encode, classes, options.skip_bad)
+    _probe(chosen, encode, classes, options.skip_bad, own_ids=form.table is None)
     tables = {"dropped": table.dropped(classes), "table": table.model_dump(mode="json")}
     described = {
         "name": options.name or Path(str(target).partition("?")[0]).name,
@@ -143,11 +147,16 @@ def _choose_format(kind: str, source: str | Path, listing: Listing, options: Imp
     )
 
 
-def _choose_table(form: Format, classes: Taxonomy) -> Table:
-    """What label values mean: the layout's table, or the taxonomy's own ids."""
+def _choose_table(form: Format, classes: Taxonomy, own: Table | None) -> Table:
+    """What label values mean: the layout's own table, the user's, or the ids of the taxonomy.
+
+    A table of the user's that has only colours adds them to the layout's palette.
+    """
     if not form.table:
-        return Table(ids=dict(enumerate(classes.classes)) | {IGNORE: "void"})
+        return own_ids(classes)
     table = read_table(form.table)
+    if own is not None and own.colours and table.colours and len(table.colours) == len(table.ids):
+        table = extend(own, table)
     if set(table.to(classes).values()) == {IGNORE}:
         raise UserError(
             f"none of the names in the id table {form.table} is a class of {classes.name}: {', '.join(classes.classes)}"
@@ -210,12 +219,19 @@ def _choose_items(source: str | Path, found: Paired, options: ImportOptions) -> 
 
 
 def _probe(
-    splits: Mapping[str, Sequence[Item]], encode: Callable[[Item], StoredRow], taxonomy: Taxonomy, skip_bad: bool
+    splits: Mapping[str, Sequence[Item]],
+    encode: Callable[[Item], StoredRow],
+    taxonomy: Taxonomy,
+    skip_bad: bool,
+    own_ids: bool,
 ) -> None:
     """Read a few labels of every split before the work starts: labels that are all void, or streets without road.
 
+    Args:
+        own_ids: the labels are taken to hold the taxonomy's own ids.
+
     Raises:
-        UserError: every pixel of them is void.
+        UserError: every pixel of them is void, or they look like the ids of another taxonomy.
         BadItem: one of them breaks a rule, and ``skip_bad`` is off.
     """
     labels: list[np.ndarray] = []
@@ -224,7 +240,8 @@ def _probe(
         labelled = [item for item in items if item.label is not None]
         for item in labelled[:: max(1, len(labelled) // PROBED)][:PROBED]:
             try:
-                encoded = encode(item)["label"]
+                with warnings.catch_warnings(action="ignore"):  # the import itself says it
+                    encoded = encode(item)["label"]
             except BadItem:
                 if not skip_bad:
                     raise
@@ -242,10 +259,25 @@ def _probe(
     road = taxonomy.find("road")
     if road != IGNORE and len(labels) >= PROBED:
         lower = np.concatenate([label[3 * label.shape[0] // 4 :].ravel() for label in labels])
-        share = float((lower[lower != IGNORE] == road).mean()) if (lower != IGNORE).any() else 0.0
+        lower = lower[lower != IGNORE]
+        share = float((lower == road).mean()) if len(lower) else 0.0
         if share < ROAD_BELOW:
+            if own_ids:
+                _refuse_ids_of_another(lower, taxonomy, share)
             warnings.warn(
                 f"road covers {share:.1%} of the lower quarter of {len(labels)} labels: in street scenes a sign of the "
                 "wrong id table; compare the contact sheet (raydelta data show), --kind and --ids",
                 stacklevel=3,
+            )
+
+
+def _refuse_ids_of_another(lower: np.ndarray, taxonomy: Taxonomy, share: float) -> None:
+    """Complain if road would be where a road is with the ids of another built-in taxonomy."""
+    for other in BUILT_IN.values():
+        covered = float((lower == other.find("road")).mean()) if len(lower) and lower.max() < len(other) else 0.0
+        if covered > ROAD_LIKELY:
+            raise UserError(
+                f"read as ids of {taxonomy.name}, road covers {share:.1%} of the lower quarter of the labels; read as "
+                f"ids of {other.name} it covers {covered:.0%}. If they are those, add --ids {other.name} (which maps "
+                f"them to {taxonomy.name} by name), or leave --taxonomy {taxonomy.name} out"
             )

@@ -73,7 +73,9 @@ def list_pictures(source: str | Path, suffixes: Collection[str] = SUFFIXES) -> L
         return Listing(sorted(_list_remote(str(source), suffixes)), [], [])
     root = Path(source).expanduser().resolve()
     if os.path.isfile(root):  # noqa: PTH113 - false, and no error, where it cannot be looked at
-        what = "an archive: unpack it first" if root.suffix.lower() in ARCHIVES else "a file, not a folder"
+        what = "a file, not a folder: give the folder that it is in"
+        if root.suffix.lower() in ARCHIVES:
+            what = "an archive: unpack it first"
         raise UserError(f"{source}: {what}")
     listing = Listing([], [], [])
     folders = [str(root)]
@@ -202,7 +204,12 @@ def pair(
         twice = next((group for group in (pictures, masks) if len(group) > 1), None)
         files = [file.address for file in (*pictures, *masks)]
         if twice is not None:
-            bad.append(BadItem(twice[1].address, f"stands for the same image as {twice[0].path}: which one is meant?"))
+            bad.append(
+                BadItem(
+                    twice[1].address,
+                    f"stands for the same image as {twice[0].path}: which one is meant? Keep one of them",
+                )
+            )
         elif not pictures:
             bad.append(BadItem(files[0], f"the label has no image of the same name ({images})"))
         elif not masks and _split(key) in labelled_splits and not allow_unlabelled:

@@ -5,47 +5,71 @@ set (it has a manifest) is used where it lies.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from raydelta.config import BUILT_IN_SETS, Config, override
+from raydelta.config import BUILT_IN_SETS, Config, DataConfig, override
 from raydelta.data.formats import detect_layout
 from raydelta.data.importers import ImportOptions, import_dataset
-from raydelta.data.listing import list_pictures
+from raydelta.data.listing import Listing, list_pictures
+from raydelta.data.relabel import convert_dataset
 from raydelta.data.shards import MANIFEST, BadItem, Domain, Manifest, list_ids, read_manifest
-from raydelta.data.simulator.dataset import simulate_dataset
+from raydelta.data.simulator.dataset import simulate_dataset, void_classes
 from raydelta.data.simulator.scene import VERSION as SIMULATOR_VERSION
-from raydelta.data.taxonomy import Taxonomy
+from raydelta.data.taxonomy import CAMVID11, Taxonomy
 from raydelta.errors import UserError
 from raydelta.progress import Progress
-from raydelta.storage import fingerprint, is_remote
+from raydelta.storage import fingerprint, is_remote, without_secrets
+
+DOMAINS: tuple[Domain, ...] = ("real", "synthetic")
+
+
+def check_data(config: Config) -> None:
+    """Look at both sets, and make nothing: called before anything starts.
+
+    Raises:
+        UserError: a set is missing, damaged, in no known layout, or has no train split.
+    """
+    for domain in DOMAINS:
+        name = getattr(config.data, domain)
+        if name in BUILT_IN_SETS:
+            continue
+        if _is_source(name):
+            _find_source(domain, name)
+        else:
+            _check_manifest(domain, name, read_manifest(name))
 
 
 def prepare_data(config: Config, runs: Path) -> Config:
     """The config with ``data.synthetic`` and ``data.real`` replaced by complete data sets that go together.
 
+    A data set that was imported before decides the classes: the simulator draws in them, and a folder is imported with
+    them. Of two folders, or two data sets, the real one decides.
+
     Raises:
-        UserError: a set is missing, has no train split, or the two have different taxonomies.
+        UserError: a set is missing, has no train split, or the classes of the two cannot be brought together.
     """
-    # A folder is imported with the classes of the other set; of two folders, the real one decides.
-    domains: list[Domain] = ["real", "synthetic"]
-    domains.sort(key=lambda domain: _is_source(getattr(config.data, domain)))
+    check_data(config)
     taxonomy: Taxonomy | None = None
-    for domain in domains:
+    for domain in sorted(DOMAINS, key=lambda domain: _order(getattr(config.data, domain))):
         address = str(_open_or_make(domain, config, runs, taxonomy))
         config = override(config, {f"data.{domain}": address})
         taxonomy = read_manifest(address).taxonomy
-    synthetic, real = read_manifest(config.data.synthetic), read_manifest(config.data.real)
-    if synthetic.taxonomy.classes != real.taxonomy.classes:
-        raise UserError(
-            f"{config.data.synthetic} has the taxonomy {synthetic.taxonomy.name} and {config.data.real} has "
-            f"{real.taxonomy.name}: import both with one taxonomy"
-        )
-    for uri, manifest in ((config.data.synthetic, synthetic), (config.data.real, real)):
-        if "train" not in manifest.splits:
-            raise UserError(f"{uri}: has the splits {', '.join(manifest.splits)}, but training needs one named train")
-    if synthetic.splits["train"].labelled < synthetic.splits["train"].rows:
-        raise UserError(f"{config.data.synthetic}: the expert needs a label for every synthetic training image")
+    for domain in DOMAINS:
+        name = getattr(config.data, domain)
+        _check_manifest(domain, name, read_manifest(name))
     return config
+
+
+def _check_manifest(domain: Domain, name: str, manifest: Manifest) -> None:
+    if "train" not in manifest.splits:
+        raise UserError(
+            f"data.{domain} = {without_secrets(name)}: has the splits {', '.join(manifest.splits)}, but training needs "
+            "one named train; import it with --split train=0.8,test=0.2"
+        )
+    if domain == "synthetic" and manifest.splits["train"].labelled < manifest.splits["train"].rows:
+        raise UserError(f"{without_secrets(name)}: the expert needs a label for every synthetic training image")
 
 
 def evaluation_split(manifest: Manifest) -> str | None:
@@ -67,29 +91,13 @@ def _is_source(name: str) -> bool:
     return name not in BUILT_IN_SETS and not is_remote(name) and not (Path(name) / MANIFEST).exists()
 
 
-def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy | None) -> Path | str:
-    data = config.data
-    name = getattr(data, domain)
-    if name in BUILT_IN_SETS:
-        images = data.synthetic_images if name == "simulated" else data.real_images
-        counts = {"train": images, "test": data.test_images}
-        made_from = [name, counts, data.width, data.height, SIMULATOR_VERSION]
-        target = runs / "data" / f"{name}-{fingerprint(made_from)}"
-        if not (target / MANIFEST).exists():
-            progress = Progress(f"make {name}")
-            manifest = simulate_dataset(
-                BUILT_IN_SETS[name],
-                target,
-                counts=counts,
-                width=data.width,
-                height=data.height,
-                seed=0,
-                progress=progress.update,
-            )
-            progress.finish(_summary(manifest.splits))
-        return target
-    if not _is_source(name):
-        return name if is_remote(name) else Path(name).resolve()
+def _order(name: str) -> int:
+    """Data sets first, as their classes are fixed, and folders last."""
+    return 1 if name in BUILT_IN_SETS else 2 if _is_source(name) else 0
+
+
+def _find_source(domain: Domain, name: str) -> tuple[Path, Listing, str]:
+    """A folder to import, what is in it, and its layout."""
     source = Path(name)
     if not source.is_dir():
         raise UserError(
@@ -100,37 +108,89 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
     kind = detect_layout(listing)
     if kind is None:
         raise UserError(f"{source}: no layout that an importer knows; see raydelta data import --help")
+    return source, listing, kind
+
+
+def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy | None) -> Path | str:
+    name = getattr(config.data, domain)
+    if name in BUILT_IN_SETS:
+        return _simulate(name, config.data, runs, taxonomy)
+    if _is_source(name):
+        return _import(domain, name, runs, taxonomy)
+    address = name if is_remote(name) else str(Path(name).resolve())
+    manifest = read_manifest(address)
+    if taxonomy is None or manifest.taxonomy.classes == taxonomy.classes:
+        return address
+    return _convert(address, manifest, runs, taxonomy)
+
+
+def _simulate(name: str, data: DataConfig, runs: Path, taxonomy: Taxonomy | None) -> Path:
+    images = data.synthetic_images if name == "simulated" else data.real_images
+    counts = {"train": images, "test": data.test_images}
+    made_from: list[Any] = [name, counts, *data.size, SIMULATOR_VERSION]
+    if taxonomy is not None and taxonomy.classes != CAMVID11.classes:
+        made_from.append(taxonomy.model_dump())
+        _tell_void(name, void_classes(taxonomy), taxonomy)
+    target = runs / "data" / f"{name}-{fingerprint(made_from)}"
+    if not (target / MANIFEST).exists():
+        progress = Progress(f"make {name}")
+        manifest = simulate_dataset(
+            BUILT_IN_SETS[name],
+            target,
+            counts=counts,
+            width=data.width,
+            height=data.height,
+            seed=0,
+            taxonomy=taxonomy or CAMVID11,
+            progress=progress.update,
+        )
+        progress.finish(_summary(manifest.splits))
+    return target
+
+
+def _import(domain: Domain, name: str, runs: Path, taxonomy: Taxonomy | None) -> Path:
+    source, listing, kind = _find_source(domain, name)
     # Photographs that were labelled since the last import make another data set.
     files = [(file.path, file.version) for file in listing.files]
     classes = taxonomy.classes if taxonomy else None
     target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind, domain, classes, files])}"
-    if not (target / MANIFEST).exists():
-        progress = Progress(f"import {source.name[:14]}")
-        try:
-            manifest = import_dataset(
-                source,
-                target,
-                # A handful of photographs has labels.
-                ImportOptions(kind=kind, domain=domain, taxonomy=taxonomy, allow_unlabelled=domain == "real"),
-                listing=listing,
-                progress=progress.update,
-            )
-        except UserError as error:
-            if (target / MANIFEST).exists():  # another command has made it meanwhile
-                return target
-            if not isinstance(error, BadItem):
-                raise
-            bad = error
-            way_out = f"raydelta data import {source} SET --skip-bad leaves such files out; then --{domain} SET"
-            raise UserError(f"{bad}; {way_out}") from bad
-        if manifest.options["dropped"]:
-            warnings.warn(
-                f"{source}: void, as {manifest.taxonomy.name} has no such class: "
-                f"{', '.join(manifest.options['dropped'])}",
-                stacklevel=2,
-            )
-        progress.finish(_summary(manifest.splits))
+    if (target / MANIFEST).exists():
+        return target
+    progress = Progress(f"import {source.name[:14]}")
+    # A handful of photographs has labels.
+    options = ImportOptions(kind=kind, domain=domain, taxonomy=taxonomy, allow_unlabelled=domain == "real")
+    try:
+        manifest = import_dataset(source, target, options, listing=listing, progress=progress.update)
+    except UserError as error:
+        if (target / MANIFEST).exists():  # another command has made it meanwhile
+            return target
+        if not isinstance(error, BadItem):
+            raise
+        way_out = f"raydelta data import {source} SET --skip-bad leaves such files out; then --{domain} SET"
+        raise UserError(f"{error}; {way_out}") from error
+    if manifest.options["dropped"]:
+        _tell_void(str(source), manifest.options["dropped"], manifest.taxonomy)
+    progress.finish(_summary(manifest.splits))
     return target
+
+
+def _convert(address: str, manifest: Manifest, runs: Path, taxonomy: Taxonomy) -> Path:
+    """A copy of a data set with its labels in other classes, by name."""
+    checksums = [shard.sha256 for split in manifest.splits.values() for shard in split.shards]
+    target = (
+        runs / "data" / f"{manifest.name}-{fingerprint([manifest.taxonomy.classes, taxonomy.model_dump(), checksums])}"
+    )
+    if not (target / MANIFEST).exists():
+        progress = Progress(f"convert {manifest.name[:14]}")
+        converted = convert_dataset(address, target, taxonomy, progress=progress.update)
+        _tell_void(without_secrets(address), converted.options["dropped"], taxonomy)
+        progress.finish(_summary(converted.splits))
+    return target
+
+
+def _tell_void(name: str, dropped: Sequence[str], taxonomy: Taxonomy) -> None:
+    if dropped:
+        warnings.warn(f"{name}: void, as {taxonomy.name} has no such class: {', '.join(dropped)}", stacklevel=3)
 
 
 def _summary(splits: dict) -> str:

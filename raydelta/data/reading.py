@@ -4,6 +4,7 @@ How a label file holds class values differs between data sets; a function for ea
 with the same signature.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -30,6 +31,7 @@ NOT_IDS = {
     "1": "a 1-bit picture",
 }
 PNG_BIT_DEPTH = 24  # its place in the file
+STRAY = 0.001  # share of a label that may have colours nobody knows
 GREY_STEP = {2: 85, 4: 17}  # bits of a grey PNG → what Pillow multiplies its values with
 
 Box = tuple[int, int, int, int]
@@ -137,13 +139,33 @@ def read_red_or_colours(file: str, data: bytes, image: Image.Image, table: Table
     if not channels[..., 1:].any():
         return channels[..., 0]
     packed = channels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    return _values_of(file, packed, table)
+
+
+def read_colours(file: str, data: bytes, image: Image.Image, table: Table) -> NDArray[np.unsignedinteger]:
+    """Colours of a palette that the user has written down; transparency is ignored."""
+    if _is_deep(data) or image.mode not in ("RGB", "RGBA", "P", "L"):
+        raise BadItem(file, f"the label has Pillow's mode {image.mode}; expected 8-bit colours")
+    channels = np.asarray(image.convert("RGB"))
+    return _values_of(file, channels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32), table)
+
+
+def _values_of(file: str, packed: NDArray[np.uint32], table: Table) -> NDArray[np.uint16]:
+    """Colours (red, green and blue in one number) → values of the table; a few pixels of unknown ones are void."""
     known = {(r << 16) + (g << 8) + b: value for value, colours in table.colours.items() for r, g, b in colours}
-    found, places = np.unique(packed, return_inverse=True)
-    strange = [int(colour) for colour in found if int(colour) not in known]
-    if strange:
-        shown = ", ".join(f"({c >> 16}, {c >> 8 & 255}, {c & 255})" for c in strange[:5])
-        raise BadItem(file, f"the label has {len(strange)} colours that are not in CARLA's palette: {shown}")
-    values = np.array([known[int(colour)] for colour in found], dtype=np.uint8)
+    found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    strange = {int(colour): count for colour, count in zip(found, counts, strict=True) if int(colour) not in known}
+    names = [f"#{colour:06x}" for colour in sorted(strange)]
+    if sum(strange.values()) > STRAY * packed.size or (strange and table.void is None):
+        shown = ", ".join(f"{name} {tuple(bytes.fromhex(name[1:]))}" for name in names[:5])
+        raise BadItem(
+            file,
+            f"the label has {len(names)} colours that are not in its palette: {shown}; an --ids file says what they "
+            f"mean: '\"{names[0]}\": other'",
+        )
+    for name in names:
+        warnings.warn(f"labels: the colour {name} is not in the palette; its few pixels are void", stacklevel=2)
+    values = np.array([known.get(int(colour), table.void or 0) for colour in found], dtype=np.uint16)
     return values[places].reshape(packed.shape)
 
 

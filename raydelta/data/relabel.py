@@ -1,10 +1,14 @@
-"""A copy of a data set with new labels for some images of its training split."""
+"""A copy of a data set with other labels: new ones for some images, or the same in the classes of another taxonomy."""
 
 import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from raydelta.data.decoding import decode_label
 from raydelta.data.shards import (
     Description,
     Item,
@@ -12,15 +16,19 @@ from raydelta.data.shards import (
     OnProgress,
     StoredRow,
     list_ids,
+    list_places,
+    list_shards,
     read_group,
-    read_groups,
     read_manifest,
-    shard_paths,
 )
-from raydelta.data.writing import write_dataset
+from raydelta.data.tables import own_ids
+from raydelta.data.taxonomy import IGNORE, Taxonomy
+from raydelta.data.writing import encode_label, write_dataset
 from raydelta.errors import UserError
+from raydelta.storage import without_secrets
 
 SPLIT = "train"
+ENOUGH = 2  # classes that two taxonomies have to share for a conversion
 
 
 def write_with_labels(
@@ -44,15 +52,7 @@ def write_with_labels(
     if unknown:
         raise UserError(f"{data}: split {SPLIT!r} has no images {', '.join(unknown[:5])} ({len(unknown)} unknown)")
     digests = {name: hashlib.sha256(label).hexdigest() for name, label in labels.items()}
-    splits: dict[str, list[Item]] = {}
-    for split, part in manifest.splits.items():
-        splits[split] = []
-        for path, shard in zip(shard_paths(data, split), part.shards, strict=True):
-            for group, rows in enumerate(read_groups(path, ["id", "sequence"])):
-                for place, row in enumerate(rows.to_pylist()):
-                    digest = digests.get(row["id"]) if split == SPLIT else None
-                    image = f"{path}#{group}#{place}"
-                    splits[split].append(Item(row["id"], row["sequence"], image, digest, version=shard.sha256))
+    splits = {split: _list_items(data, split, digests if split == SPLIT else {}) for split in manifest.splits}
     description = Description(
         name=manifest.name,
         domain=manifest.domain,
@@ -64,12 +64,68 @@ def write_with_labels(
     return write_dataset(target, splits, encode, description, progress=progress)
 
 
+def convert_dataset(
+    data: str | Path,
+    target: str | Path,
+    taxonomy: Taxonomy,
+    progress: OnProgress = lambda done, total, note: None,
+) -> Manifest:
+    """Copy a data set with its labels as ids of another taxonomy, by name; what has no class there becomes void.
+
+    Raises:
+        UserError: the two have hardly a class in common, the data set cannot be read, or the target exists already.
+    """
+    manifest = read_manifest(data)
+    table = own_ids(manifest.taxonomy)
+    ids = table.to(taxonomy)
+    if len(set(ids.values()) - {IGNORE}) < ENOUGH:
+        raise UserError(
+            f"{without_secrets(data)} has the classes {', '.join(manifest.taxonomy.classes)}, and the other set has "
+            f"{', '.join(taxonomy.classes)} ({taxonomy.name}): import both with one taxonomy, or name the same classes "
+            "under `also:` in its file"
+        )
+    lookup = np.full(256, IGNORE, dtype=np.uint8)
+    lookup[list(ids)] = list(ids.values())
+    description = Description(
+        name=manifest.name,
+        domain=manifest.domain,
+        taxonomy=taxonomy,
+        source=manifest.source,
+        options={**manifest.options, "converted_from": manifest.taxonomy.name, "dropped": table.dropped(taxonomy)},
+    )
+    splits = {split: _list_items(data, split, {}) for split in manifest.splits}
+    return write_dataset(target, splits, functools.partial(_convert, lookup=lookup), description, progress=progress)
+
+
+def _list_items(data: str | Path, split: str, digests: Mapping[str, str]) -> list[Item]:
+    """Every row of a split by its place; ``label`` is the digest of its new label, if it gets one."""
+    items = []
+    for path, shard in list_shards(data, split):
+        for place in list_places(path, shard):
+            image = f"{path}#{place.group}#{place.row}"
+            items.append(Item(place.id, place.sequence, image, digests.get(place.id), version=shard.sha256))
+    return items
+
+
+def _convert(item: Item, lookup: NDArray[np.uint8]) -> StoredRow:
+    stored = _read_stored(item)
+    if stored["label"] is None:
+        return stored
+    return {**stored, "label": encode_label(lookup[decode_label(stored["label"])])}
+
+
 def _encode(item: Item, labels: Mapping[str, bytes]) -> StoredRow:
     """The stored row, with its new label if there is one; ``item.label`` is the label's digest."""
-    path, group, place = item.image.rsplit("#", 2)
-    stored: StoredRow = _read_group(path, int(group), item.version)[int(place)]
-    assert stored["id"] == item.id
+    stored = _read_stored(item)
     return stored if item.label is None else {**stored, "label": labels[item.label]}
+
+
+def _read_stored(item: Item) -> StoredRow:
+    path, group, row = item.image.rsplit("#", 2)
+    rows = _read_group(path, int(group), item.version)
+    if int(row) >= len(rows) or rows[int(row)]["id"] != item.id:
+        raise UserError(f"{without_secrets(path)}: has changed while it was read; run the same command again")
+    return rows[int(row)]
 
 
 @functools.lru_cache(maxsize=1)  # the rows of a shard come one by one

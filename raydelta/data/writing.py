@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class _ShardResult(Record):
     """Errors travel as values: Ray would wrap an exception into its own traceback."""
 
     finished: tuple[Shard, Footer] | None = None
+    notes: tuple[str, ...] = ()
     bad: Skipped | None = None
     error: str = ""
 
@@ -262,6 +264,7 @@ def _run_tasks(
     rows = [{"task": task.model_dump_json()} for task in tasks]
     sizes = {task.file: len(task.items) for task in tasks}
     finished: dict[str, tuple[Shard, Footer]] = {}
+    notes: Counter[str] = Counter()
     done = 0
     files, base = open_address(folder)
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, concurrency=workers)
@@ -275,8 +278,11 @@ def _run_tasks(
         if files.get_file_info(f"{base}/{shard.file}").type != pyarrow.fs.FileType.File:
             raise UserError(f"{folder}: a worker on another machine wrote there; use storage that all machines share")
         finished[shard.file] = result.finished
+        notes.update(result.notes)
         done += sizes[shard.file]
         progress(done, sum(sizes.values()), shard.file)
+    for note, count in notes.items():
+        warnings.warn(f"{note} (in {count} file{'s' * (count > 1)})", stacklevel=2)
     return {task.file: finished[task.file] for task in tasks}
 
 
@@ -287,17 +293,21 @@ def _write_shard(
     task = _ShardTask.model_validate_json(row["task"])
     files, base = open_address(folder)
     path = f"{base}/{task.file}"
+    notes: list[str] = []
     try:
         with _writing(path), _unfinished(folder, task.file) as unfinished:
             record = _finished(files, path, task, skip_bad)
             if record is None:
-                _write_rows(unfinished, task, encode, classes, skip_bad)
+                with warnings.catch_warnings(record=True) as caught:  # shown by the command, not in a worker's log
+                    warnings.simplefilter("always")
+                    _write_rows(unfinished, task, encode, classes, skip_bad)
+                notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
                 record = _inspect(unfinished.open("rb"), task.file)
                 if is_remote(folder):
                     upload(unfinished, files, path)
                 else:
                     unfinished.rename(path)
-            result = _ShardResult(finished=record)
+            result = _ShardResult(finished=record, notes=tuple(notes))
     except BadItem as bad:
         result = _ShardResult(bad=Skipped(file=bad.file, rule=bad.rule))
     except UserError as error:

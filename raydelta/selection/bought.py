@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raydelta.config import LabelCells
+from raydelta.data.decoding import decode_label
 from raydelta.data.labels import cells_mask
 from raydelta.data.relabel import write_with_labels
-from raydelta.data.shards import Manifest, OnProgress, decode_label, list_ids, read_manifest, read_rows
+from raydelta.data.shards import Manifest, OnProgress, list_ids, read_manifest, read_rows
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import check_target, encode_label
 from raydelta.errors import UserError

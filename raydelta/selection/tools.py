@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raydelta.data.decoding import UndecodableError, decoding, open_picture
 from raydelta.data.labels import Box
-from raydelta.data.shards import UNDECODABLE
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.errors import UserError
 from raydelta.selection.rle import decode_mask, encode_mask
@@ -269,10 +269,11 @@ def _read_ids(
 
 def _open_picture(export: Path, file: str, content: bytes) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-        return picture
-    except UNDECODABLE as error:
+        with decoding():
+            picture = open_picture(content)
+            picture.load()
+            return picture
+    except UndecodableError as error:
         raise UserError(f"{export}: {file} cannot be decoded: {error}") from error
 
 

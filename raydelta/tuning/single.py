@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, flatten, without_tracking
-from raydelta.data.prepare import prepare_data
+from raydelta.data.prepare import check_data, prepare_data
 from raydelta.progress import Progress
 from raydelta.training.curve import losses_of
 from raydelta.training.job import read_stage
@@ -38,6 +38,7 @@ def train_translator(config: Config, runs: Path) -> "Job":
 
 
 def _train(kind: Literal["expert", "translator"], config: Config, runs: Path) -> "Job":
+    check_data(config)
     ensure_ray()
     runs = runs.resolve()
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, flatten, load_config, override, parse_override, save_config, without_tracking
-from raydelta.data.prepare import evaluation_split, prepare_data
+from raydelta.data.prepare import check_data, evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.errors import UserError
 from raydelta.progress import Progress
@@ -72,8 +72,10 @@ def run_tune(
     """
     space = load_space(space_name)
     given = dict(map(parse_override, overrides))
-    tracking = load_config(preset or "laptop", config_file, space.config | given).tracking  # complains, if at all, now
+    config = load_config(preset or "laptop", config_file, space.config | given)  # complains, if at all, now
+    tracking = config.tracking
     trackers.check_trackers(tracking)
+    check_data(config)
     for key in set(given) & set(space.search):
         raise UserError(f"{key} is searched by the space {space_name!r}; remove the override or the dimension")
     cluster = ensure_ray()

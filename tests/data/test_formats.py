@@ -248,8 +248,52 @@ def test_carla_colours(tmp_path: Path) -> None:
     wanted = {1: classes.find("building"), 7: classes.find("road"), 10: classes.find("car")}
     assert np.array_equal(stored(tmp_path / "set")[0], np.vectorize(wanted.__getitem__)(stripes(values)))
     photo(label)
-    with pytest.raises(BadItem, match="colours that are not in CARLA's palette"):
+    with pytest.raises(BadItem, match="colours that are not in its palette: #"):
         import_dataset(source, tmp_path / "other", ImportOptions(kind="carla"))
+
+
+def paint_stray(label: Path, pixels: int, colour: tuple[int, int, int] = (250, 170, 160)) -> None:
+    """What CARLA before 0.9.10 paints as "other"."""
+    channels = np.asarray(Image.open(label)).copy()
+    channels.reshape(-1, channels.shape[-1])[:pixels, :3] = colour
+    Image.fromarray(channels).save(label)
+
+
+def test_a_few_pixels_of_an_unknown_colour_are_void(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for part in "AB":
+        path = source / f"data{part}/CameraRGB/02_00_000.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (80, 50)).save(path)
+        label = source / f"data{part}/CameraSeg/02_00_000.png"
+        label.parent.mkdir()
+        Image.new("RGBA", (80, 50), (128, 64, 128, 255)).save(label)
+        paint_stray(label, 4)  # of 4,000
+    with pytest.warns(UserWarning, match=r"the colour #faaaa0 is not in the palette; .*void \(in 2 files\)"):
+        manifest = import_dataset(source, tmp_path / "set", ImportOptions(kind="carla"))
+    assert manifest.splits["train"].void == 8
+    paint_stray(label, 5)
+    with pytest.raises(BadItem, match=r"not in its palette: #faaaa0 \(250, 170, 160\); an --ids file .*\"#faaaa0\": "):
+        import_dataset(source, tmp_path / "more", ImportOptions(kind="carla"))
+    (tmp_path / "ids.yaml").write_text('"#faaaa0": building\n')
+    more = import_dataset(source, tmp_path / "more", ImportOptions(kind="carla", ids=str(tmp_path / "ids.yaml")))
+    assert more.splits["train"].void == 0
+    assert more.splits["train"].pixels[more.taxonomy.find("building")] == 9
+    assert more.splits["train"].pixels[more.taxonomy.find("road")] == 7991
+
+
+def test_any_palette(tmp_path: Path) -> None:
+    source = build("folder", tmp_path / "source")
+    painted = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    painted[: HEIGHT // 2], painted[HEIGHT // 2 :] = (1, 2, 3), (200, 0, 0)
+    for label in source.glob("labels/train/*.png"):
+        Image.fromarray(painted).save(label)
+    (tmp_path / "ids.yaml").write_text('"#010203": sky\n"#c80000": road\n"#ff0000": road\n"#000000": void\n')
+    import_dataset(source, tmp_path / "set", ImportOptions(ids=str(tmp_path / "ids.yaml")))
+    taxonomy = get_taxonomy("camvid11")
+    (label, _) = stored(tmp_path / "set")
+    assert np.array_equal(np.unique(label[: HEIGHT // 2]), [taxonomy.find("sky")])
+    assert np.array_equal(np.unique(label[HEIGHT // 2 :]), [taxonomy.find("road")])
 
 
 def test_mismatched_pairs_of_gta5_are_skipped_and_listed(tmp_path: Path) -> None:

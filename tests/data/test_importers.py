@@ -99,6 +99,59 @@ def test_flat_folder_without_labels(tmp_path: Path) -> None:
     assert {sample.sequence for sample in shards.list_ids(tmp_path / "set", "train")} == {"frame"}
 
 
+@pytest.mark.parametrize("splits", [("",), ("drive1/", "drive2/deep/"), ("train/", "test/")])
+def test_a_plain_folder_of_photographs(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    source = tmp_path / "photos"
+    for number, split in enumerate(splits * 2):
+        save(paint(number), source / f"{split}frame{number:04d}.jpg")
+    (source / "notes.txt").write_text("not a picture")
+    assert detect(source) == "folder"
+    manifest = import_dataset(source, tmp_path / "set")
+    names = ["train", "test"] if "train/" in splits else ["train"]
+    assert list(manifest.splits) == names
+    assert sum(split.rows for split in manifest.splits.values()) == 2 * len(splits)
+    assert all(split.labelled == 0 for split in manifest.splits.values())
+
+
+@pytest.mark.parametrize("folder", ["masks", "Labels", "gtFine", "SegmentationClass"])
+def test_a_folder_that_may_hold_labels_is_no_plain_folder(tmp_path: Path, folder: str) -> None:
+    save(paint(0), tmp_path / "photos/imgs/a.jpg")
+    save(mask(0), tmp_path / f"photos/{folder}/a.png")
+    assert detect(tmp_path / "photos") is None
+    with pytest.raises(UserError, match="no layout that an importer knows; name it with --kind or --images"):
+        import_dataset(tmp_path / "photos", tmp_path / "set")
+
+
+def test_a_picture_in_place_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a file, not a folder: give the folder that it is in"):
+        import_dataset(folder / IMAGE, tmp_path / "set")
+
+
+def test_ids_of_another_taxonomy_are_refused_and_mapped_where_it_is_said(tmp_path: Path) -> None:
+    """CamVid's ids read as Cityscapes': its sky would be road."""
+    source = tmp_path / "source"
+    for number in range(8):
+        save(paint(number), source / f"images/train/clip_{number:04d}.jpg")
+        street = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+        street[HEIGHT // 2 :] = 3  # sky above, road below
+        save(Image.fromarray(street), source / f"labels/train/clip_{number:04d}.png")
+    with pytest.raises(UserError, match=r"ids of cityscapes19, road covers 0\.0%.*ids of camvid11.*add --ids camvid11"):
+        import_dataset(source, tmp_path / "set", ImportOptions(taxonomy="cityscapes19"))
+    manifest = import_dataset(source, tmp_path / "set", ImportOptions(taxonomy="cityscapes19", ids="camvid11"))
+    pixels = dict(zip(manifest.taxonomy.classes, manifest.splits["train"].pixels, strict=True))
+    assert {name for name, count in pixels.items() if count} == {"sky", "road"}
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp"])
+def test_pairs_of_other_formats(tmp_path: Path, suffix: str) -> None:
+    save(paint(0), tmp_path / f"source/images/a.{suffix}")
+    save(mask(0, 3), tmp_path / f"source/labels/a.{suffix}")
+    import_dataset(tmp_path / "source", tmp_path / "set")
+    (row,) = shards.read_rows(tmp_path / "set", "train").to_pylist()
+    assert np.array_equal(Image.open(io.BytesIO(row["label"])), mask(0, 3))
+    assert checking.check(tmp_path / "set").problems == []
+
+
 def test_some_labels_only_if_said_so(folder: Path, tmp_path: Path) -> None:
     (folder / "labels/train/0001TP_008550.png").unlink()
     with pytest.raises(BadItem, match=r"0001TP_008550\.jpg: the image has no label of the same name \(labels"):

@@ -5,7 +5,9 @@ dumps that hold colours instead of ids, ``colours`` (value → RGB colours).
 """
 
 import functools
+import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +16,7 @@ from raydelta.errors import UserError
 from raydelta.parsing import read_yaml_file
 
 FOLDER = Path(__file__).parent
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 NO_CLASS = {"void", "unlabeled", "unlabelled", "reserved"}
 """Names of what nobody expects to become a class."""
 
@@ -26,6 +29,11 @@ class Table(BaseModel):
     ids: dict[int, str]
     shares: dict[str, float] = {}
     colours: dict[int, list[tuple[int, int, int]]] = {}
+
+    @property
+    def void(self) -> int | None:
+        """A value that means no class, if there is one."""
+        return next((value for value, name in self.ids.items() if plain_name(name) in NO_CLASS), None)
 
     def to(self, taxonomy: Taxonomy) -> dict[int, int]:
         """Value in the files → id of the taxonomy or 255."""
@@ -52,17 +60,38 @@ def shipped_tables() -> list[str]:
 
 
 def read_table(name: str) -> Table:
-    """A shipped table, or one in a YAML or JSON file: value → name, alone or under the key ids, or a list of names.
+    """A shipped table, the ids of a built-in taxonomy, or a YAML or JSON file: value → name, or a list of names.
+
+    A value is a number, or a colour (``"#faaaa0": other``).
 
     Raises:
         UserError: neither, or not of that form.
     """
     if name in shipped_tables():
         return _read_shipped(name)
+    if name in BUILT_IN:
+        return own_ids(BUILT_IN[name])
     if not Path(name).is_file():
-        shipped = ", ".join(shipped_tables())
+        shipped = ", ".join([*shipped_tables(), *BUILT_IN])
         raise UserError(f"id table {name!r} is neither a file nor one of the shipped ones: {shipped}")
     return _read(Path(name))
+
+
+def own_ids(taxonomy: Taxonomy) -> Table:
+    """The table of labels that hold the ids of a taxonomy, and 255."""
+    return Table(ids=dict(enumerate(taxonomy.classes)) | {IGNORE: "void"})
+
+
+def extend(table: Table, more: Table) -> Table:
+    """A table with the colours of another one added, for what a palette leaves out."""
+    values = {plain_name(name): value for value, name in table.ids.items()}
+    ids, colours = dict(table.ids), {value: list(found) for value, found in table.colours.items()}
+    for value, found in more.colours.items():
+        own = values.get(plain_name(more.ids[value]), max(ids) + 1)
+        ids.setdefault(own, more.ids[value])
+        values.setdefault(plain_name(more.ids[value]), own)
+        colours[own] = colours.get(own, []) + found
+    return table.model_copy(update={"ids": ids, "colours": colours})
 
 
 @functools.cache
@@ -75,12 +104,28 @@ def _read(path: Path) -> Table:
     try:
         if isinstance(tree, list):
             tree = dict(enumerate(tree))
-        table = Table(**tree if "ids" in tree else {"ids": tree})
-    except (ValidationError, TypeError) as error:
+        table = Table(**_with_colours(tree if "ids" in tree else {"ids": tree}))
+    except (ValidationError, TypeError, AttributeError) as error:
         raise UserError(f"id table {path}: expected value: name lines, or a list of names: {error}") from error
     if not table.ids or not all(0 <= value <= 65535 for value in table.ids):
         raise UserError(f"id table {path}: needs values from 0 to 65535 with a name each")
     return table
+
+
+def _with_colours(fields: dict[str, Any]) -> dict[str, Any]:
+    """Colours among the ids become values of their own, one for each name."""
+    given = {key: name for key, name in fields["ids"].items() if isinstance(key, str) and COLOUR.fullmatch(key)}
+    if not given:
+        return fields
+    ids = {key: name for key, name in fields["ids"].items() if key not in given}
+    colours = dict(fields.get("colours", {}))
+    for key, name in given.items():
+        value = next((value for value, known in ids.items() if known == name), len(ids))
+        while ids.get(value, name) != name:
+            value += 1
+        ids[value] = name
+        colours.setdefault(value, []).append(tuple(bytes.fromhex(key[1:])))
+    return fields | {"ids": ids, "colours": colours}
 
 
 def values_in(name: str, own: Taxonomy) -> tuple[list[int], list[str]]:
