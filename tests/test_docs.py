@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 
 from raydelta.cli import app
 from raydelta.config import flatten, load_config
+from raydelta.recipes import METHODS
 from raydelta.search_space import Space, load_space
 from tests.tiny import TINY
 
@@ -144,6 +145,13 @@ def test_contributing_names_nothing_that_is_not_defined() -> None:
     sources = [path for folder in ("raydelta", "tests") for path in (ROOT / folder).rglob("*.py")]
     known = modules().keys() | set().union(*(defined(ast.parse(path.read_text())) for path in sources))
     assert names - known == set()
+
+
+def test_every_row_of_the_table_is_explained() -> None:
+    text = (ROOT / "docs" / "method.md").read_text()
+    named = {name for row in re.findall(r"^\| ([^|]+) \|", text, re.M) for name in (row.strip(), *row.split(", "))}
+    named |= set(re.findall(r"\*([^*\n]+)\*", text))
+    assert METHODS.keys() - named == set()
 
 
 def test_a_path_or_symbol_that_is_gone_is_noticed() -> None:
