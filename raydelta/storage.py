@@ -245,7 +245,7 @@ def _locked_file(target: Path, wait: bool) -> Iterator[None]:
     try:
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = _open_lock(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else its last owner has removed it meanwhile
@@ -278,6 +278,15 @@ def _locked_file(target: Path, wait: bool) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the storage may be away
             path.unlink()
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError as error:
+        with contextlib.suppress(FileNotFoundError):  # a colleague's, which can be waited for without writing to it
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        raise error
 
 
 @contextlib.contextmanager

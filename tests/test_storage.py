@@ -3,6 +3,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -182,6 +183,23 @@ def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
     waiting = pytest.warns(UserWarning, match="stage: another command is making it; waiting for its result")
     with waiting, exclusive(tmp_path / "stage"):
         assert owner.wait() == -signal.SIGKILL
+
+
+def test_a_colleague_waits_too() -> None:
+    """The lock file of another user cannot be written, in a folder that both can write to."""
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    code = "import os, sys; from raydelta import storage\nos.setuid(65534)\n"
+    code += "with storage.exclusive(sys.argv[1]): print(2)"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        with storage.exclusive(f"{folder}/stage"):
+            command = [sys.executable, "-c", code, f"{folder}/stage"]
+            colleague = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert colleague.stdout and colleague.stderr
+            said = next((line for line in colleague.stderr if "stage: another command is making it" in line), None)
+        assert said and colleague.stdout.read() == "2\n"
+        assert colleague.wait() == 0
 
 
 def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:

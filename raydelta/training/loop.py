@@ -125,7 +125,8 @@ def train(
                     _save(directory, kind, metrics, config, training, streams, place)
             images = sum(len(drawn[name][0]) for name in drawn) * place.world
             pace = _pace(timers.take(), number - losses.take_first(number), images, flops.per_step)
-            leaving = bool(report(metrics | pace, directory))
+            with timers.phase("report"):  # copies the checkpoint; told with the next report
+                leaving = bool(report(metrics | pace, directory))
 
 
 def hash_seed(*parts: int) -> int:

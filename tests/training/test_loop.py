@@ -280,6 +280,7 @@ def test_a_report_says_how_good_and_how_fast(tmp_path: Path) -> None:
         busy = sum(report[f"seconds_{name}"] for name in ("data", "augment", "step"))
         assert report["step_seconds"] == pytest.approx(busy / 2)
         assert report["data_wait"] == pytest.approx(report["seconds_data"] / busy)
+    assert run.reports[1]["seconds_report"] > 0, "what the training waits for the last report"
 
 
 def test_a_reported_loss_is_the_mean_since_the_last_report(tmp_path: Path) -> None:
