@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 
-from raydelta.data.decoding import STORED, decoding, open_picture, threaded
+from raydelta.data.decoding import STORED, load_picture, threaded
 from raydelta.data.shards import (
     MANIFEST,
     SCHEMA,
@@ -50,7 +49,7 @@ class CheckReport:
     problems: list[str]
     histogram: dict[str, list[int]]  # per split: one count per class, then void
     published: dict[str, float]  # class → percent of all pixels in the data set it comes from, where known
-    doubts: list[str]  # signs of a wrong mapping; not problems of the format
+    doubts: list[str]  # signs that the ids are mapped wrongly; the format is kept
 
 
 def check(uri: str | Path) -> CheckReport:
@@ -183,12 +182,12 @@ def _check_row(row: StoredRow, classes: int) -> NDArray[np.int64]:
     if not is_plain(row["id"]):
         raise ValueError("the id looks like a path that leads elsewhere")
     size = row["width"], row["height"]
-    image = _load(row["image"])
+    image = load_picture(row["image"], STORED)
     if image.format not in ("JPEG", "PNG") or image.mode != "RGB" or image.size != size:
         raise ValueError(f"the image is {image.format} {image.mode} {image.size}, expected JPEG or PNG RGB {size}")
     if row["label"] is None:
         return np.zeros(256, dtype=np.int64)
-    label = _load(row["label"])
+    label = load_picture(row["label"], STORED)
     if label.format != "PNG" or label.mode != "L" or label.size != size:
         raise ValueError(f"the label is {label.format} {label.mode} {label.size}, expected PNG L {size}")
     histogram = np.array(label.histogram(), dtype=np.int64)
@@ -196,10 +195,3 @@ def _check_row(row: StoredRow, classes: int) -> NDArray[np.int64]:
     if outside:
         raise ValueError(f"the label has the ids {outside}, outside the taxonomy's {classes} classes")
     return histogram
-
-
-def _load(encoded: bytes) -> Image.Image:
-    with decoding():
-        picture = open_picture(encoded, STORED)
-        picture.load()
-        return picture

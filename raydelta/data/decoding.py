@@ -59,6 +59,18 @@ def open_picture(data: bytes, formats: tuple[str, ...] = PICTURES) -> Image.Imag
     return picture
 
 
+def load_picture(data: bytes, formats: tuple[str, ...] = PICTURES) -> Image.Image:
+    """A picture with its pixels.
+
+    Raises:
+        UndecodableError: as ``open_picture``, or its pixels are damaged.
+    """
+    picture = open_picture(data, formats)
+    with decoding():
+        picture.load()
+    return picture
+
+
 def decode(
     rows: pa.Table | Mapping[str, Iterable[Any]],
     size: tuple[int, int] | None,

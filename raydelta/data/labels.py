@@ -1,8 +1,8 @@
-"""Label sets: which images are behind a label budget. Seeded, nested, spread over the sequences.
+"""Label sets: which images belong to a label budget. Seeded, nested, spread over the sequences.
 
-The order is drawn once per seed; the validation images are its first ones, the training budgets follow. So the 14
-training images are the first 14 of the 37, and every budget is validated on the same images. ``labels.ids`` names an
-order in place of the seeded one: labels that were chosen.
+The order is drawn once per seed. Its first images validate, the next ones train, so the 14 training images are the
+first 14 of the 37, and every budget is validated on the same images. ``labels.ids`` gives an order of chosen labels
+instead of the seeded one.
 """
 
 from collections import defaultdict
@@ -82,7 +82,7 @@ def choose_labels(
 
 
 def check_bought(ids: LabelIds, labelled: Mapping[str, bool]) -> None:
-    """Complain of ids that cannot have been bought.
+    """Check that every named id has a label in the training split.
 
     Args:
         labelled: id → whether it has a label, of every image of the training split.

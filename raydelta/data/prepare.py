@@ -1,7 +1,7 @@
-"""The data stage: from the names in the config to data sets on disk, built-in or imported ones made on the way.
+"""From the names in the config to data sets on disk: checked first, then made or imported where they are not there yet.
 
-``simulated`` and ``street`` are made by the simulator; a folder in a layout that an importer knows is imported; a data
-set (it has a manifest) is used where it lies.
+``simulated`` and ``street`` are made by the simulator, and a folder in a known layout is imported. A data set (a folder
+with a manifest) is used as it is.
 """
 
 import warnings

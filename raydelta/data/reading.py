@@ -1,7 +1,7 @@
 """Reading one image and its label: decoding, checking, cropping and resizing both alike.
 
-How a label file holds class values differs between data sets; a function for each way is here (``read_ids``, …), all
-with the same signature.
+Data sets store class values in different ways. There is a function for each (``read_ids``, …), all with the same
+signature.
 """
 
 import warnings

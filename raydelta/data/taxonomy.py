@@ -1,7 +1,7 @@
-"""Class lists and palettes, and the way from other data sets' class names to them.
+"""Taxonomies: class lists with palettes, and which class a name of another data set means.
 
-The built-in ones lie as YAML in ``taxonomies/``. Which pixel value of which data set means which name is in
-``data/tables/``; from there to a taxonomy it goes by name, so any data set can be imported with any taxonomy.
+The built-in ones are YAML files in ``taxonomies/``. ``tables/`` says which pixel value means which name in which data
+set. Names lead from there to a taxonomy, so any data set can be imported with any taxonomy.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Writing a data set: shards in parallel with Ray Data, whole or absent, an interrupted write continued."""
+"""Writing a data set: shards in parallel with Ray Data, complete or absent; an interrupted write goes on."""
 
 import hashlib
 import io
@@ -58,7 +58,7 @@ class _ShardTask(Record):
 
 
 class _ShardResult(Record):
-    """Errors travel as values: Ray would wrap an exception into its own traceback."""
+    """Errors are values here: Ray would wrap an exception in its own traceback."""
 
     finished: tuple[Shard, Footer] | None = None
     notes: tuple[str, ...] = ()
@@ -80,8 +80,8 @@ def write_dataset(
 ) -> Manifest:
     """Encode the items of every split into shards, one Ray Data task each, and write the manifest.
 
-    On a local disk all goes into ``TARGET.partial``, which takes the target's name when it is complete; in an object
-    store, which cannot rename, a data set is complete when its manifest is there, and that is written last. The same
+    On a local disk everything is written to ``TARGET.partial``, which is renamed when it is complete. An object store
+    cannot rename: there a data set is complete when it has a manifest, which is written last. The same
     call after an interruption goes on where it stopped; shards of other inputs are written anew. Where two commands
     write to one target, the second waits, and takes the result if its own would be the same. On a cluster of
     several machines the target, and what ``encode`` reads, must lie on storage that all of them share.

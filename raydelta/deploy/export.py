@@ -3,7 +3,6 @@
 The folder appears whole or not at all.
 """
 
-import io
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
+from raydelta.data.decoding import STORED, load_picture
 from raydelta.data.prepare import evaluation_split
 from raydelta.data.reading import read_image
 from raydelta.data.shards import list_ids, read_manifest, read_rows
@@ -155,7 +155,7 @@ def _photographs(job: Job, given: Sequence[str]) -> tuple[str, list[Image.Image]
         split = evaluation_split(read_manifest(uri)) or "train"
         ids = [sample.id for sample in list_ids(uri, split)[:CHECKED]]
         rows = read_rows(uri, split, ids=ids)["image"].to_pylist()
-        return f"{len(rows)} photographs of the run's data set", [Image.open(io.BytesIO(data)) for data in rows]
+        return f"{len(rows)} photographs of the run's data set", [load_picture(data, STORED) for data in rows]
     size = {"width": 2 * job.config.data.width, "height": 2 * job.config.data.height}
     drawn = [Image.fromarray(simulate(number, look="street", **size)[0]) for number in range(CHECKED)]
     return f"{CHECKED} drawn street scenes, as the run's photographs do not lie on this machine", drawn

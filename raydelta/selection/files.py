@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raydelta.config import GuidanceConfig
+from raydelta.data.decoding import STORED, load_picture
 from raydelta.data.labels import Box, Grid, cell_box, cells_mask
 from raydelta.data.price import Price, price_of
 from raydelta.data.shards import is_plain, read_rows
@@ -105,7 +106,7 @@ def write_selection(
 
 def _darken(encoded: bytes, wanted: NDArray[np.bool_]) -> bytes:
     """The image, dark where nothing is to be labelled: one still sees where one is."""
-    pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    pixels = np.asarray(load_picture(encoded, STORED).convert("RGB"))
     return encode_jpeg(Image.fromarray(np.where(wanted[..., None], pixels, pixels // 4)))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raydelta.data.decoding import UndecodableError, decoding, open_picture
+from raydelta.data.decoding import UndecodableError, load_picture
 from raydelta.data.labels import Box
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.errors import UserError
@@ -269,10 +269,7 @@ def _read_ids(
 
 def _open_picture(export: Path, file: str, content: bytes) -> Image.Image:
     try:
-        with decoding():
-            picture = open_picture(content)
-            picture.load()
-            return picture
+        return load_picture(content)
     except UndecodableError as error:
         raise UserError(f"{export}: {file} cannot be decoded: {error}") from error
 

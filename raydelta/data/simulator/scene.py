@@ -1,13 +1,13 @@
 """Procedural street scenes with exact masks in the 11 CamVid classes: a small stand-in for a driving simulator.
 
-Here: where things stand in a scene, and the camera's own faults. Canvas, textures and things have modules of their own;
-what makes a data set of scenes (shards, splits) is in dataset.
+This module decides where things stand in a scene, and adds the faults of a camera; ``canvas``, ``textures`` and
+``things`` draw them, and ``dataset`` makes a data set of scenes.
 `look="synthetic"` is a clean game-like daylight; `look="street"` is a *stand-in* for photographs (other palettes,
-weather, sensor and street statistics), for users who have none yet. It is not real, and never called so.
+weather, sensor and street statistics), for users who have none yet. It is never called real.
 
 A scene is laid out in road coordinates (metres to the right of the road's middle, up, along the road), which a
 constant curvature bends, and painted from far to near on an RGBA canvas of twice the size whose fourth channel is the
-class id: every draw call writes colour and label at once, so that they cannot drift apart. The colours are then
+class id: every draw call writes colour and label together. The colours are then
 averaged 2x2, the labels taken from one of the four pixels.
 """
 
