@@ -35,7 +35,7 @@ SAVE_EVERY = 20.0
 
 
 def score_pool(job: Job, strategy: str, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """What ``Scorer`` says of every photograph of the training split, by id."""
+    """The output of ``Scorer`` for every photograph of the training split, sorted by id."""
     import ray
 
     data = job.config.data
@@ -88,7 +88,7 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
 
 
 class Scorer:
-    """An actor of the pool: decoded rows → id and what ``score`` says of them."""
+    """An actor of the pool: decoded rows → their ids and the output of ``score``."""
 
     def __init__(self, job: Job, strategy: str, grid: tuple[int, int]) -> None:
         self.place, self.strategy, self.grid = find_own_place(job), STRATEGIES[strategy], grid
@@ -141,7 +141,7 @@ def load_networks(job: Job, place: Place, student: bool = False) -> Networks:
 
 
 STUDENTS: tuple[Kind, ...] = ("joint training", "mean teacher", "student", "mean teacher, translated")
-"""Who sits in the committee beside the translator. The first ones use no translator, so they err elsewhere."""
+"""The other member of the committee, best first. The first two use no translator, so their errors are other ones."""
 
 
 def find_student(job: Job) -> Job:

@@ -27,10 +27,10 @@ from raydelta.selection.strategies import find_strategy, rarity_weights
 from raydelta.training.job import Job, find_job, label_ids
 
 WINDOW = 5
-"""Frames: of this many that follow each other in a sequence, a batch holds one."""
+"""Frames. A batch holds at most one of so many successive frames of a sequence."""
 
 CELL = 16
-"""Pixels, width and height, of a cell of the strategies for cells."""
+"""Width and height in pixels of a cell, for strategies that choose cells."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,10 @@ def bought_cells(job: Job) -> Mapping[str, tuple[int, ...]]:
 
 
 def check_count(job: Job, count: int, grid: Grid) -> None:
-    """
+    """Check a count and a grid against the pool.
+
     Raises:
-        UserError: there is no such count or grid, or the pool does not have so many.
+        UserError: the count or the grid is too large, or the run has bought cells of another grid.
     """
     data, (columns, rows) = job.config.data, grid
     if not (1 <= columns <= data.width and 1 <= rows <= data.height):
@@ -148,7 +149,7 @@ def check_count(job: Job, count: int, grid: Grid) -> None:
 def choose(
     job: Job, count: int, strategy: str, *, grid: Grid = (1, 1), window: int = WINDOW
 ) -> tuple[list[Choice], Tensor]:
-    """What to label next, best first, and the class weights (C,) that its scores are made with. Ray has to run.
+    """What to label next, best first, and the class weights (C,) behind the scores. Ray has to run.
 
     Raises:
         UserError: no such strategy, the windows leave too few, or the strategy cannot tell the cells apart.

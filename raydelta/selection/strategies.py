@@ -17,7 +17,7 @@ from torch import Tensor
 from raydelta.errors import UserError
 
 RAREST = 1e-3
-"""A class that covers less of the pool than this weighs no more than one that covers as much."""
+"""Rare classes weigh more, but one that covers a smaller share of the pool than this weighs as if it covered this."""
 
 NEIGHBOURHOOD = 20
 """RIPU looks at a square around each pixel, whose side is the image's height divided by this, at least 3 pixels."""
@@ -69,8 +69,8 @@ class View:
 
     @property
     def layout(self) -> Tensor:
-        """What is where in the image, (N, F): the expert's last three layers averaged over 4 x 2 parts of the image,
-        and the share of each predicted class."""
+        """What is where in the image, (N, F): the last three layers of the expert's encoder, averaged over 4 x 2 parts
+        of the image, and the share of each predicted class."""
         layers = [F.adaptive_avg_pool2d(layer, (2, 4)).flatten(1) for layer in self._seen[1][-3:]]
         shares = count_classes(self.classes, self.logits.shape[1]) / self.classes[0].numel()
         return torch.cat([*layers, shares], 1)
@@ -93,7 +93,7 @@ class View:
 
 
 def alike(view: View) -> Tensor:
-    """Every pixel counts the same: what is chosen depends on the order or the features alone."""
+    """Every pixel has the same heat: the choice depends on the order or the features alone."""
     return torch.ones_like(view.images[:, 0])
 
 
@@ -154,7 +154,7 @@ def reconstruction(view: View) -> Tensor:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A heat map, and what choosing by it takes."""
+    """A heat map, and how a batch is chosen with it."""
 
     heat: Callable[[View], Tensor]  # (N, H, W), at least 0
     diverse: bool = False  # each choice is also far from the labelled and the chosen images in the expert's features
@@ -236,7 +236,7 @@ def class_means(heat: Tensor, classes: Tensor, count: int, grid: tuple[int, int]
 
 
 def score(strategy: Strategy, view: View, classes: int, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """``scores`` (N, cells), and ``features`` (N, F) where choosing takes them.
+    """``scores`` (N, cells), and ``features`` (N, F) if the choice needs them.
 
     Where rare classes weigh more, the scores are by predicted class (N, cells, C), and ``predicted`` (N, C) counts its
     pixels.
