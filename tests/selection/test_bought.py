@@ -12,6 +12,7 @@ from PIL import Image
 
 from raydelta.config import load_config, override
 from raydelta.data.checking import check
+from raydelta.data.labels import cells_mask
 from raydelta.data.shards import decode_label, list_ids, read_rows
 from raydelta.errors import UserError
 from raydelta.selection.bought import import_labels, read_order
@@ -135,13 +136,18 @@ def painted(selection: Selection, folder: Path, boxes: bool, value: int = 3) -> 
     return folder
 
 
-def test_labels_beyond_the_cells_are_left_out_with_a_warning(cells: Selection, folder: Path) -> None:
+def test_labels_beyond_the_cells_are_left_out_with_a_warning(cells: Selection, translator: Job, folder: Path) -> None:
     export = painted(cells, folder / "all over", boxes=False)
     with pytest.warns(UserWarning, match="labels outside the cells that were asked for are left out"):
         bought = import_labels(cells.directory, export, folder / "cut")
-    after = masks_in(bought.target)
-    count = sum(int((after[name] == 3).sum()) for name in {choice.id for choice in cells.choices})
-    assert count == 11 * 16 * 16
+    before, after = masks_in(translator.config.data.real), masks_in(bought.target)
+    order = read_order(cells.directory)
+    assert order.cells is not None
+    for name, chosen in order.cells.images.items():
+        wanted, old, new = cells_mask(chosen, (4, 2), (64, 32)), before[name], after[name]
+        assert new is not None
+        assert (new[wanted] == 3).all()
+        assert (new[~wanted] == (255 if old is None else old[~wanted])).all(), "what was there before stays"
 
 
 def test_a_file_that_fills_other_cells_than_asked_is_refused(cells: Selection, folder: Path) -> None:
