@@ -31,7 +31,9 @@ TrainedRun = Annotated[
 Preset = Annotated[str | None, typer.Option(help="laptop or gpu; gpu where the cluster has one, if not given.")]
 Method = Annotated[
     str | None,
-    typer.Option(help="Which row of a sweep's table: guided, student, ensemble-untranslated, …  Default: guided."),
+    typer.Option(
+        help="Which row of a sweep's table: guided, student, ensemble-untranslated, …  Default: as recommended."
+    ),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with config fields.")]
 Synthetic = Annotated[

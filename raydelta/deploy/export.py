@@ -27,10 +27,10 @@ from raydelta.data.shards import list_ids, read_manifest, read_rows
 from raydelta.data.simulator.scene import simulate
 from raydelta.deploy.card import write_card
 from raydelta.deploy.inputs import find_inputs
-from raydelta.deploy.network import WEIGHTS, Deployed, build, read_network, save
+from raydelta.deploy.network import WEIGHTS, Deployed, build, choose_job, read_network, save
 from raydelta.errors import UserError
 from raydelta.storage import is_remote
-from raydelta.training.job import Job, find_job
+from raydelta.training.job import Job
 from raydelta.version import __version__
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
@@ -78,7 +78,7 @@ def export(run: Path, out: Path, method: str | None = None, images: Sequence[str
     """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
 
     Args:
-        method: which row of a sweep; its best translator, if None.
+        method: which row of a sweep; the recommended one, if None.
         images: photographs to check with, as ``raydelta predict`` takes them; if none, those of the run's data set
             where it lies on this machine, else drawn street scenes.
 
@@ -90,7 +90,7 @@ def export(run: Path, out: Path, method: str | None = None, images: Sequence[str
     if out.exists():
         raise UserError(f"{out}: exists already; choose a new folder")
     _import_onnx()
-    job = find_job(run, method)
+    job = choose_job(run, method)
     model = build(job)
     words, photographs = _photographs(job, images)
     beside = out.with_name(f".{out.name}.{os.getpid()}")

@@ -131,8 +131,8 @@ def load(path: str | Path, method: str | None = None) -> LoadedModel:
     Neither Ray nor the data set is needed.
 
     Args:
-        method: which row of a sweep (``guided``, ``student``, ``ensemble-untranslated``, …); its best translator, if
-            None.
+        method: which row of a sweep (``guided``, ``student``, ``ensemble-untranslated``, …); if None, the one that its
+            table recommends, or ``guided`` if it recommends none.
 
     Raises:
         UserError: the folder is none of these, or something of it is missing.

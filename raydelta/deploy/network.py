@@ -21,9 +21,10 @@ from raydelta.errors import UserError
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
 from raydelta.results.evaluate import method_of
+from raydelta.results.table import read_recommended
 from raydelta.storage import write_atomically
 from raydelta.training.checkpoint import read_config
-from raydelta.training.job import Job, find_job
+from raydelta.training.job import BEST, Job, find_job, is_beside, read_job, read_stage
 from raydelta.training.trained import ensemble, load_segmenter, read_generator
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
@@ -117,13 +118,31 @@ def read_network(path: str | Path, method: str | None = None) -> Deployed:
     """The module of a finished training, of a row of a sweep's table, or of an exported folder; on the CPU, in fp32.
 
     Args:
-        method: which row of a sweep, as ``raydelta predict --method`` takes it; its best translator, if None.
+        method: as ``choose_job`` takes it.
 
     Raises:
         UserError: the folder is none of these, or something of it is missing.
     """
     path = Path(path).expanduser()
-    return _read_exported(path) if is_exported(path) and method is None else build(find_job(path, method))
+    return _read_exported(path) if is_exported(path) and method is None else build(choose_job(path, method))
+
+
+def choose_job(run: Path, method: str | None = None) -> Job:
+    """The job of a finished training, or of a row of a sweep's table.
+
+    Args:
+        method: which row of a sweep; if None, the one that its table recommends, or *guided* if it recommends none.
+
+    Raises:
+        UserError: the directory is neither, or the sweep has not trained that row.
+    """
+    chosen = read_recommended(run) if method is None and (run / BEST).exists() else None
+    if chosen is None:
+        return find_job(run, method)
+    stage = run.resolve().parent / chosen.stage if chosen.stage and is_beside(chosen.stage) else None
+    if stage is not None and read_stage(stage) is not None:
+        return read_job(stage)
+    return find_job(run, chosen.method)  # an ensemble has no stage of its own
 
 
 def is_exported(path: Path) -> bool:

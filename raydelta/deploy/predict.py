@@ -73,7 +73,7 @@ def predict(
         run: directory of a training or of a sweep, or an exported folder.
         inputs: files, folders, globs and addresses.
         out: directory to write; None writes ``PHOTO-KIND.png`` beside each photograph, which has to be a local file.
-        method: which row of a sweep; its best translator, if None.
+        method: which row of a sweep; the recommended one, if None.
         taxonomy: whose ids are written; the run's own, if None.
         kinds: of ``KINDS``; if None, ``ids``, or ``overlay`` beside photographs.
         window: width and height, in pixels of the resized image, of what is predicted at once; larger images are

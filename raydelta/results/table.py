@@ -13,7 +13,7 @@ from pydantic import BaseModel, model_validator
 from rich.table import Table
 
 from raydelta.errors import UserError
-from raydelta.results.recommend import recommend
+from raydelta.results.recommend import Recommended, recommend
 from raydelta.storage import write_atomically
 
 
@@ -177,7 +177,13 @@ def read_table(directory: Path) -> list[Row]:
 
 
 def recommended_row(directory: Path) -> str | None:
-    """The method that a sweep's table recommends; None: there is no table, or it has no validation labels.
+    """The method that a sweep's table recommends; as ``read_recommended``."""
+    chosen = read_recommended(directory)
+    return chosen.method if chosen is not None else None
+
+
+def read_recommended(directory: Path) -> Recommended | None:
+    """What a sweep's table recommends; None: there is no table, or it has no validation labels.
 
     Raises:
         UserError: the table is damaged.
@@ -186,12 +192,11 @@ def recommended_row(directory: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        chosen = recommend(read_table(directory)).overall
+        return recommend(read_table(directory)).overall
     except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
         raise UserError(
             f"{path}: damaged; the same raydelta tune again renews it, or name a --method: {error}"
         ) from error
-    return chosen.method if chosen is not None else None
 
 
 def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:

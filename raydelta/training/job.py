@@ -176,7 +176,7 @@ def read_job(directory: Path) -> Job:
         raise UserError(f"{directory}: its images were normalised in another way; a newer raydelta reads it")
     beside: dict[str, Path] = {}
     named = [stage.get(kind) for kind in ("expert", "translator", "student")] + list(stage.get("members") or ())
-    if not all(name is None or _is_beside(name) for name in named):
+    if not all(name is None or is_beside(name) for name in named):
         raise UserError(f"{directory}: its stage.json names what does not lie beside it; not read")
     for kind in ("expert", "translator", "student"):
         if stage.get(kind):
@@ -194,7 +194,7 @@ def read_job(directory: Path) -> Job:
     )
 
 
-def _is_beside(name: object) -> bool:
+def is_beside(name: object) -> bool:
     """Whether a name leads to a directory beside, and nowhere else."""
     return isinstance(name, str) and is_plain(name) and "/" not in name
 
@@ -268,7 +268,7 @@ def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
             parts = [part for entry in named.values() for part in (entry["stage"], *entry["members"])]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged; name one of the trainings beside {run} instead: {error}") from error
-        if not all(map(_is_beside, parts)):
+        if not all(map(is_beside, parts)):
             raise UserError(f"{path}: names what does not lie beside {run}; not read")
         return named
     try:

@@ -18,6 +18,7 @@ from raydelta.data.taxonomy import CAMVID11
 from raydelta.deploy.network import build, read_network
 from raydelta.errors import UserError
 from raydelta.results.pictures import overlay
+from raydelta.results.table import Row, write_table
 from raydelta.training.job import locate_run, make_job, read_stage
 from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph
@@ -123,6 +124,42 @@ def test_latest_is_the_newest_sweep_or_training_of_its_own(travelled: Path, tmp_
     assert locate_run("runs/x", travelled) == Path("runs/x")
     with pytest.raises(UserError, match="no finished sweep or training there"):
         locate_run("latest", tmp_path / "empty")
+
+
+def recommending(method: str, stage: str) -> Row:
+    return Row(
+        method=method,
+        labels_train=4,
+        labels_val=2,
+        seed=0,
+        real="street",
+        domain="real",
+        split="test",
+        start="expert",
+        pretraining=None,
+        device_hours=1.0,
+        miou=30.0,
+        per_class={},
+        images=1,
+        stage=stage,
+        validation=40.0,
+    )
+
+
+def test_a_sweep_stands_for_the_row_that_its_table_recommends(trained: dict[str, Any], travelled: Path) -> None:
+    sweep = travelled / "tune-travels"
+    for method, stage in [
+        ("mean teacher", trained["mean teacher"].directory.name),
+        ("ensemble, untranslated", "ensemble-without-a-stage"),
+        ("joint training", "../elsewhere"),
+    ]:
+        write_table(sweep, [recommending(method, stage)])
+        assert raydelta.load(sweep).method == method
+        assert raydelta.load(sweep, "guided").method == "guided"
+    (sweep / "table.json").write_text('{"rows": [1]}')
+    with pytest.raises(UserError, match="or name a --method"):
+        raydelta.load(sweep)
+    assert raydelta.load(sweep, "guided").method == "guided"
 
 
 @pytest.fixture(scope="module")
