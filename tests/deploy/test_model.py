@@ -15,6 +15,7 @@ from raydelta.compute.device import Place
 from raydelta.config import save_config
 from raydelta.data.augment import to_float
 from raydelta.data.taxonomy import CAMVID11
+from raydelta.deploy.model import LoadedModel
 from raydelta.deploy.network import build, read_network
 from raydelta.errors import UserError
 from raydelta.results.pictures import overlay
@@ -163,7 +164,7 @@ def test_a_sweep_stands_for_the_row_that_its_table_recommends(trained: dict[str,
 
 
 @pytest.fixture(scope="module")
-def model(trained: dict[str, Any]) -> raydelta.deploy.model.LoadedModel:
+def model(trained: dict[str, Any]) -> LoadedModel:
     return raydelta.load(trained["translator"].directory)
 
 
