@@ -171,6 +171,10 @@ class ExpertConfig(Section):
     batch: Positive = 16  # over all workers
     learning_rate: Rate = 2e-3
     appearance: Literal["randomised", "plain"] = "randomised"  # plain: colours as the simulator draws them
+    model: str | None = None  # file or folder of a network of yours that is the expert; nothing is trained then
+    outputs: tuple[str, ...] | None = None  # names of its classes in order; None: those of the synthetic set
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of pixels in [0, 1], subtracted before it
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)  # and divided by
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # the averaged weights are the expert
 
 

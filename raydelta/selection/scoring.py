@@ -127,14 +127,14 @@ def load_networks(job: Job, place: Place, student: bool = False) -> Networks:
     """
     assert job.expert is not None
     segmenter = freeze(load_segmenter(job.expert, job.classes)).to(place.device, place.dtype)
-    encoder = segmenter.encoder
-    assert isinstance(encoder, nn.Module)
+    encoder = getattr(segmenter, "encoder", None)  # an expert of the user's may have none
     layers: list[list[Tensor]] = []
-    encoder.register_forward_hook(lambda module, arguments, found: layers.append(found))
+    if isinstance(encoder, nn.Module):
+        encoder.register_forward_hook(lambda module, arguments, found: layers.append(found))
 
     def expert(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits = segmenter(images.to(place.dtype)).float()
-        return logits, [layer.float() for layer in layers.pop()]
+        return logits, [layer.float() for layer in layers.pop()] if layers else [logits]
 
     r2s, s2r = (load_generator(job.directory, name, place) for name in ("r2s_ema", "s2r_ema"))
     return Networks(r2s, s2r, expert, load_model(find_student(job), place).predict if student else None)

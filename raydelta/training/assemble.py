@@ -19,10 +19,12 @@ from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, Train
 from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
 from raydelta.networks.layers import freeze
+from raydelta.networks.own_expert import load_own_expert
 from raydelta.training import checkpoint
 from raydelta.training.appearance import build_randomise, swap_amplitude
 from raydelta.training.blend import BlendTraining
 from raydelta.training.job import Job, label_ids
+from raydelta.training.kept import KeptTraining
 from raydelta.training.loop import Training, hash_seed
 from raydelta.training.losses import class_weights
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
@@ -85,7 +87,7 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
             raise UserError(_no_labels(job))
         sets["labelled"] = labelled
 
-    training: SegmenterTraining | TranslatorTraining | BlendTraining
+    training: SegmenterTraining | TranslatorTraining | BlendTraining | KeptTraining
     if job.kind == "translator":
         assert job.expert is not None
         teacher = load_model(job.student, place).predict if job.student is not None else None
@@ -96,9 +98,13 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
             for name, weights in start.items():
                 networks[name].load_state_dict(weights)
     elif job.kind == "expert":
-        network, settings = build_segmenter(config.segmenter, classes), config.expert
-        weights = {"synthetic": class_weights(read_manifest(data.synthetic).splits["train"].pixels)}
-        training = SegmenterTraining(network, settings.learning_rate, place, ema=settings.ema, weights=weights)
+        if job.own_expert is not None:
+            own = load_own_expert(job.own_expert, config.expert, config.segmenter, job.taxonomy.classes)
+            training = KeptTraining(own, place)
+        else:
+            network, settings = build_segmenter(config.segmenter, classes), config.expert
+            weights = {"synthetic": class_weights(read_manifest(data.synthetic).splits["train"].pixels)}
+            training = SegmenterTraining(network, settings.learning_rate, place, ema=settings.ema, weights=weights)
         images = sets["synthetic"]
         if isinstance(images, Images):
             kept = max(1, len(images) - min(HELD_OUT, len(images) // 10))
@@ -155,9 +161,9 @@ def _build_student(job: Job, classes: int, labelled: Images | None, place: Place
     config, recipe = job.config, job.recipe
     assert job.expert is not None
     start = job.student.directory if recipe.start == "student" and job.student else job.expert
-    network = (
-        build_segmenter(config.segmenter, classes) if recipe.start == "scratch" else load_segmenter(start, classes)
-    )
+    own = config.expert.model is not None  # and never trained on
+    scratch = recipe.start == "scratch" or (own and recipe.start == "expert")
+    network = build_segmenter(config.segmenter, classes) if scratch else load_segmenter(start, classes)
     teacher: Predict | Literal["average"] | None = "average" if recipe.teacher == "average" else None
     if recipe.teacher == "ensemble":
         teacher = ensemble([load_model(member, place).predict for member in job.members])
@@ -165,7 +171,7 @@ def _build_student(job: Job, classes: int, labelled: Images | None, place: Place
     if labelled is not None and labelled.labels is not None:
         weights["labelled"] = class_weights(np.bincount(labelled.labels.ravel(), minlength=classes)[:classes].tolist())
     settings = config.student
-    rate = settings.learning_rate_scratch if recipe.start == "scratch" else settings.learning_rate
+    rate = settings.learning_rate_scratch if scratch else settings.learning_rate
     return StudentTraining(network, rate, config, place, _build_appearance(job, place), teacher, weights)
 
 

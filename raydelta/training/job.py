@@ -4,6 +4,7 @@ A stage is a directory that is built once for the same inputs. It counts only wh
 ``stage.json`` is written.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,15 @@ class Job(BaseModel):
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
+        if self.own_expert is not None:
+            return 1
         return getattr(self.config, self.recipe.section).steps
+
+    @property
+    def own_expert(self) -> Path | None:
+        """The file or folder of the user's network that this expert is."""
+        model = self.config.expert.model
+        return None if model is None or self.kind != "expert" else Path(model).expanduser().absolute()
 
 
 def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None) -> Job:
@@ -118,6 +127,8 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     inputs["precision"] = config.compute.precision
     inputs["format"] = checkpoint.FORMAT
     inputs["synthetic"] = data_fingerprint(config.data.synthetic)
+    if kind == "expert" and config.expert.model is not None:
+        inputs["expert"] |= {"model": _digest(Path(config.expert.model).expanduser())}
     if kind != "expert":
         assert expert is not None
         inputs["real"] = data_fingerprint(config.data.real)
@@ -139,6 +150,24 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         student=student,
         members=members,
     )
+
+
+def _digest(model: Path) -> str:
+    """What stands for the content of a file, or of a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = sorted(path for path in model.rglob("*") if path.is_file()) if model.is_dir() else [model]
+    digest = hashlib.sha256()
+    try:
+        for path in files:
+            digest.update(path.relative_to(model).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"expert.model = {model}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def _find_start(config: Config, runs: Path) -> Job:
@@ -328,6 +357,8 @@ def label_ids(job: Job) -> tuple[list[str], list[str]]:
 
 
 STAGE = "stage.json"
+OWN = "model"
+"""What the copy of a user's network is called in an expert's stage, before its suffix."""
 
 
 def read_stage(directory: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from raydelta.storage import exclusive, patiently, replace_directory, write_atom
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, list_checkpoints
 from raydelta.training.curve import CURVE, append_report, format_curve, read_curve
-from raydelta.training.job import Job, complete_stage, label_ids
+from raydelta.training.job import OWN, Job, complete_stage, label_ids
 from raydelta.training.loop import train
 
 
@@ -90,11 +90,20 @@ def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) ->
     }
 
     def publish() -> None:
+        if job.own_expert is not None:
+            _copy(job.own_expert, job.directory / f"{OWN}{job.own_expert.suffix}")
         replace_directory(checkpoint, job.directory / "checkpoint")
         write_atomically(job.directory / CURVE, format_curve(read_curve(curve)))
         complete_stage(job.directory, manifest)
 
     patiently(job.directory.parent, publish)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        replace_directory(source, target)
+    else:
+        write_atomically(target, source.read_bytes())
 
 
 def _describe(uri: str) -> dict[str, Any]:

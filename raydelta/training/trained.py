@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from raydelta.compute.device import Place
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
+from raydelta.networks.own_expert import load_own_expert
 from raydelta.training import checkpoint
-from raydelta.training.job import Job
+from raydelta.training.job import OWN, Job, read_job
 from raydelta.training.supervised import Predict, build_predictor
 
 
 def load_segmenter(directory: Path, classes: int) -> nn.Module:
     """The segmenter of a complete expert or baseline stage, on the CPU."""
     path = directory / "checkpoint"
+    own = next(directory.glob(f"{OWN}*"), None)
+    if own is not None:
+        config, job = checkpoint.read_config(path), read_job(directory)
+        return load_own_expert(own, config.expert, config.segmenter, job.taxonomy.classes)
     network = build_segmenter(checkpoint.read_config(path).segmenter, classes, pretrained=False)
     network.load_state_dict(checkpoint.read_weights(path, "segmenter"))
     return network

@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -21,7 +22,7 @@ from raydelta.training import checkpoint
 from raydelta.training.assemble import Parts, assemble, load_labelled, open_large_sets
 from raydelta.training.job import Job, label_ids, make_job, read_job, read_stage
 from raydelta.training.run import train_here, working_directory
-from raydelta.training.trained import load_model
+from raydelta.training.trained import load_model, load_segmenter
 from tests.sets import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, no_label, write_set
 from tests.tiny import TINY
 
@@ -273,6 +274,34 @@ def test_a_taught_translator_learns_from_a_students_labels_of_photographs_too(co
     assert reports[-1]["losses"]["guidance"] > 0
     guided = make_job("translator", config, expert[0].directory.parent, expert[0].directory)
     assert guided.batches == {"synthetic": 2, "real": 2, "labelled": 8}
+
+
+def test_an_expert_of_the_users_guides_is_never_changed_and_travels_with_the_runs(
+    config: Config, expert: Trained, folder: Path
+) -> None:
+    trained = load_segmenter(expert[0].directory, len(CAMVID11))
+    file, runs = folder / "theirs.safetensors", folder / "own runs"
+    safetensors.torch.save_file(trained.state_dict(), file)
+    at = override(config, {"expert.model": str(file)})
+    own, _ = train_job(make_job("expert", at, runs))
+    assert read_stage(own.directory)["metrics"]["miou"] > 0
+    images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    torch.testing.assert_close(load_model(own, HERE).predict(images), load_model(expert[0], HERE).predict(images))
+
+    jobs = {kind: make_job(kind, at, runs, own.directory) for kind in ("translator", "joint training")}
+    for job in jobs.values():
+        train_job(job)
+    before = file.read_bytes()
+    file.unlink()
+    moved = folder / "moved"
+    shutil.move(runs, moved)
+    translator = read_job(moved / jobs["translator"].directory.name)
+    model = load_model(translator, HERE)
+    assert model.translate is not None
+    torch.testing.assert_close(model.predict(images), trained.eval()(model.translate(images)))
+    assert (moved / own.directory.name / "model.safetensors").read_bytes() == before
+    with pytest.raises(UserError, match=r"expert\.model = .*theirs.*: cannot be read: No such file"):
+        make_job("expert", at, moved)
 
 
 def test_blended_statistics_lie_between_the_experts_and_those_of_photographs(config: Config, expert: Trained) -> None:
