@@ -237,47 +237,70 @@ def _tell_waiting(target: str | Path) -> None:
     warnings.warn(f"{name}: another command is making it; waiting for its result", stacklevel=5)
 
 
-@contextlib.contextmanager
-def _locked_file(target: Path, wait: bool) -> Iterator[None]:
-    """``flock`` on a hidden file beside the target, which goes when the lock does."""
-    path = target.with_name(f".{target.name}.lock")
-    descriptor, told = -1, False
-    try:
-        while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_lock(path)
+class FileLock:
+    """``flock`` on a hidden file beside a directory, removed with the lock. ``exclusive`` is the usual way to it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target, self.path = target, target.with_name(f".{target.name}.lock")
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor is not None
+
+    def acquire(self, wait: bool = True) -> None:
+        """As ``exclusive``: BlockingIOError if another process holds it, and this is not to wait."""
+        told = False
+        while self._descriptor is None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.stat().st_ino == os.fstat(descriptor).st_ino:  # else its last owner has removed it meanwhile
-                    break
-            except FileNotFoundError:
-                pass
+                self._descriptor = self._try()
             except BlockingIOError:
                 if not wait:
-                    os.close(descriptor)
                     raise
                 if not told:
-                    _tell_waiting(target)
+                    _tell_waiting(self.target)
                     told = True
                 time.sleep(0.5)
             except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-                warnings.warn(
-                    f"{path.parent}: knows no locks ({error.strerror}); run one command at a time", stacklevel=4
-                )
-                break
+                raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def _try(self) -> int | None:
+        """The descriptor that holds the lock; None: its last owner removed the file meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_lock(self.path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                reason = f"{self.path.parent}: knows no locks ({error.strerror}); run one command at a time"
+                warnings.warn(reason, stacklevel=5)
+                return descriptor
             os.close(descriptor)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise
+        os.close(descriptor)
+        return None
+
+    def release(self) -> None:
+        """Give it back; nothing if it is not held."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):  # the storage may be away
+                self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextlib.contextmanager
+def _locked_file(target: Path, wait: bool) -> Iterator[None]:
+    lock = FileLock(target)
+    lock.acquire(wait)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the storage may be away
-            path.unlink()
-        os.close(descriptor)
+        lock.release()
 
 
 def _open_lock(path: Path) -> int:

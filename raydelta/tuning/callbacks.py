@@ -89,14 +89,19 @@ def prune_trials(job_of: Callable[[dict[str, Any]], "Job"]) -> Any:
             self.ended[trial.trial_id] = trial.config
 
         def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-            best = max(self.scores.values(), default=0.0)
-            for name in [name for name in self.ended if self.scores.get(name, 0.0) < best]:
+            for name in self._worse():
                 if prune(job_of(self.ended[name])):  # else its process holds the lock for a moment more
                     del self.ended[name]
 
         def on_experiment_end(self, trials: Any, **info: Any) -> None:
-            time.sleep(0.5)
-            self.on_step_end(0, trials)
+            deadline = time.monotonic() + 8
+            while self._worse() and time.monotonic() < deadline:
+                self.on_step_end(0, trials)
+                time.sleep(0.2)
+
+        def _worse(self) -> list[str]:
+            best = max(self.scores.values(), default=0.0)
+            return [name for name in self.ended if self.scores.get(name, 0.0) < best]
 
     return PruneTrials()
 

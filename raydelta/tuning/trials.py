@@ -4,11 +4,14 @@ A trial is one training that reports its validation mIoU on the way; all share t
 store. Everything that finishes becomes a stage, so what is trained again repeats nothing.
 """
 
+import contextlib
 import math
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,7 @@ from raydelta.data.streams import TrainingSet
 from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.search_space import Space
-from raydelta.storage import exclusive, fingerprint
+from raydelta.storage import FileLock, exclusive, fingerprint, write_atomically
 from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, read_stage
 from raydelta.training.on_ray import train_on_ray
@@ -39,6 +42,9 @@ DRIVER = {"node:__internal_head__": 0.001}
 """What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
 the last worker from starting where workers need all CPUs."""
 
+
+PAUSED = 5.0
+"""Seconds after which a trial that waits in a report counts as paused: then another one may go on with its training."""
 
 ROOM = "run fewer trials at once (`concurrent`), or take a smaller batch or network"
 
@@ -266,26 +272,57 @@ def tune_trial(job: Job, large: Mapping[str, TrainingSet], resources: Mapping[st
     """
     from ray import tune
 
-    def on_report(metrics: dict[str, Any]) -> None:
-        record_training(job.kind, job.directory.name, metrics)
-        tune.report(metrics)
-
-    def report_again() -> bool:
-        stage = read_stage(job.directory)
-        curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
-        for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
-            tune.report(metrics)
-        return stage is not None
-
     if (job.config.compute.workers or 1) > 1:
         with exclusive(job.directory):
-            done = report_again()
+            done = _report_again(job, tune.report)
         if not done:
             train_on_ray(job, tune.report, large, resources)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    with exclusive(job.directory):  # two trials, or two sweeps, may come to the same training
-        if not report_again():
-            # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
-            train_alone(job, large, on_report)
-        shutil.rmtree(working_directory(job), ignore_errors=True)
+    lock, own = FileLock(job.directory), secrets.token_hex(8)  # two trials, or two sweeps, may come to one training
+    owner, reported = working_directory(job) / "owner", 0
+
+    def report(metrics: dict[str, Any]) -> None:
+        nonlocal reported
+        if metrics["step"] <= reported:
+            return
+        record_training(job.kind, job.directory.name, metrics)
+        reported = metrics["step"]
+        # A paused trial waits in here, in a process that is kept for other trials: it must not hold the lock.
+        timer = threading.Timer(PAUSED, lock.release)
+        timer.start()
+        try:
+            tune.report(metrics)
+        finally:
+            timer.cancel()
+            timer.join()
+        if not lock.held:
+            lock.acquire()
+            if job.done or not owner.exists() or owner.read_text() != own:
+                raise _Overtaken
+
+    try:
+        while True:
+            lock.acquire()
+            with contextlib.suppress(_Overtaken):
+                write_atomically(owner, own)
+                if not _report_again(job, report):
+                    # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
+                    train_alone(job, large, report)
+                shutil.rmtree(working_directory(job), ignore_errors=True)
+                return
+    finally:
+        lock.release()
+
+
+class _Overtaken(Exception):  # noqa: N818 - it is no error
+    """While a trial waited in a report, another process went on with its training."""
+
+
+def _report_again(job: Job, report: Callable[[dict[str, Any]], None]) -> bool:
+    """Report what is known of a training that was begun; whether it is finished."""
+    stage = read_stage(job.directory)
+    curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
+    for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
+        report(metrics)
+    return stage is not None

@@ -1,11 +1,18 @@
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from raydelta.compute.cluster import Cluster
+from raydelta.config import override
 from raydelta.errors import UserError
 from raydelta.search_space import Space
+from raydelta.training.assemble import open_large_sets
+from raydelta.training.job import make_job
+from raydelta.tuning import trials
 from raydelta.tuning.trials import last_line, trial_resources
 
 
@@ -34,3 +41,40 @@ def test_a_trial_that_ray_has_killed_for_its_memory_says_so() -> None:
     error = ray.exceptions.OutOfMemoryError("Memory on the node was 15 of 16 GB.\nTo disable worker killing, set …")
     assert last_line(error).startswith("out of memory: its node had none left; run fewer trials at once")
     assert last_line(ValueError("first\nlast")) == "last"
+
+
+def test_a_paused_trial_does_not_keep_others_from_its_training(
+    trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune keeps its process, in which it waits in a report for ever, or until the trial is to go on."""
+    monkeypatch.setattr(trials, "PAUSED", 0.5)
+    settings = {"compute.report_every": 1, "compute.checkpoint_every": 1, "expert.steps": 4}
+    job = make_job("expert", override(trained["expert"].config, settings), tmp_path)
+    large, resumed = open_large_sets(job), threading.Event()
+    steps: dict[str, list[int]] = {"paused": [], "other": []}
+
+    def report(metrics: dict[str, Any]) -> None:
+        name = threading.current_thread().name
+        steps[name].append(metrics["step"])
+        if name == "paused" and metrics["step"] == 2:
+            assert resumed.wait(60)
+
+    monkeypatch.setattr("ray.tune.report", report)
+    monkeypatch.setattr(trials, "record_training", lambda *arguments: None)
+
+    def train() -> None:
+        trials.tune_trial(job, large, {"CPU": 1})
+
+    threads = {name: threading.Thread(target=train, name=name) for name in steps}
+    threads["paused"].start()
+    while not steps["paused"]:
+        assert threads["paused"].is_alive()
+        time.sleep(0.1)
+    threads["other"].start()
+    threads["other"].join(timeout=100)
+    assert steps == {"paused": [1, 2], "other": [1, 2, 3, 4]}
+    resumed.set()
+    threads["paused"].join(timeout=30)
+    assert steps["paused"] == [1, 2, 3, 4], "it takes the result"
+    assert job.done
+    assert [path.name for path in tmp_path.glob(".*")] == []
