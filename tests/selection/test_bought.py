@@ -12,8 +12,9 @@ from PIL import Image
 
 from raydelta.config import load_config, override
 from raydelta.data.checking import check
+from raydelta.data.decoding import decode_label
 from raydelta.data.labels import cells_mask
-from raydelta.data.shards import decode_label, list_ids, read_rows
+from raydelta.data.shards import list_ids, read_rows
 from raydelta.errors import UserError
 from raydelta.selection.bought import import_labels, read_order
 from raydelta.selection.select import Selection, choose, list_pool, select
