@@ -32,7 +32,13 @@ from raydelta.training.supervised import SegmenterTraining
 
 SMALL = {
     **{"data.width": 64, "data.height": 32, "data.synthetic_images": 24, "data.real_images": 20, "data.test_images": 4},
-    **{"labels.budget": 4, "labels.validation": 2, "segmenter.depth": 3, "segmenter.decoder_channels": [16, 8, 8]},
+    **{
+        "labels.budget": 4,
+        "labels.validation": 2,
+        "segmenter.architecture": "unet",
+        "segmenter.depth": 3,
+        "segmenter.decoder_channels": [16, 8, 8],
+    },
     **{"expert.batch": 4, "generator.width": 4, "generator.blocks": 1, "discriminator.width": 4},
     **{"translator.batch": 2, "student.batch": 4, "compute.report_every": 5},
 }

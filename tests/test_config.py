@@ -142,8 +142,10 @@ def test_every_shipped_preset_loads() -> None:
         assert len(config.segmenter.decoder_channels) == config.segmenter.depth
 
 
-def test_the_laptop_preset_computes_what_the_defaults_do() -> None:
-    assert load_config("laptop").model_copy(update={"compute": Config().compute}) == Config()
+def test_the_laptop_preset_computes_what_the_defaults_do_with_the_segmenter_for_cpus() -> None:
+    plain, laptop = Config(), load_config("laptop")
+    assert laptop.segmenter.architecture == "lean"
+    assert laptop.model_copy(update={"compute": plain.compute, "segmenter": plain.segmenter}) == plain
 
 
 def test_an_unknown_preset_is_named_with_those_that_exist() -> None:

@@ -16,6 +16,7 @@ TINY: dict[str, object] = {
     "data.test_images": 8,
     "labels.budget": 4,
     "labels.validation": 2,
+    "segmenter.architecture": "unet",
     "segmenter.depth": 3,
     "segmenter.decoder_channels": [16, 8, 8],
     "expert.steps": 6,

@@ -25,6 +25,9 @@ def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = Tr
     if config.architecture == "lean":
         if config.weights is not None:
             raise UserError(f"segmenter.weights = {config.weights!r}: there are none for the architecture 'lean'")
+        for name in ("encoder", "depth", "decoder_channels"):
+            if getattr(config, name) != SegmenterConfig.model_fields[name].default:
+                warnings.warn(f"segmenter.{name}: the architecture 'lean' has none, not honoured", stacklevel=2)
         return Lean(config.width, classes)
     import segmentation_models_pytorch as smp  # takes two seconds, which the driver saves
 

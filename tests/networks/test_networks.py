@@ -222,3 +222,19 @@ def test_a_discriminator_is_the_patchgan() -> None:
     network = randomise(discriminator(3))
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(network(images), forward_of_a_discriminator(network, images), atol=1e-4, rtol=1e-4)
+
+
+def test_lean_segments_images_of_any_size_and_its_encoder_gives_features_of_four_strides() -> None:
+    network = build_segmenter(SegmenterConfig(architecture="lean", width=6), 5).eval()
+    for height, width in ((64, 128), (32, 64), (40, 72)):
+        images = torch.rand(2, 3, height, width)
+        assert network(images).shape == (2, 5, height, width)
+    features = network.encoder(torch.rand(2, 3, 64, 128))
+    assert [tuple(part.shape[1:]) for part in features] == [(6, 32, 64), (8, 16, 32), (16, 8, 16), (32, 4, 8)]
+
+
+def test_what_lean_has_not_is_not_honoured_and_said() -> None:
+    with pytest.warns(UserWarning, match=r"segmenter\.decoder_channels: the architecture 'lean' has none"):
+        build_segmenter(SegmenterConfig(architecture="lean", decoder_channels=(8, 8, 8, 8)), 3)
+    with pytest.raises(UserError, match=r"segmenter\.weights = 'imagenet'"):
+        build_segmenter(SegmenterConfig(architecture="lean", weights="imagenet"), 3)
