@@ -369,7 +369,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UserError(f"override {text!r} is not of the form section.field=value")
     try:
         return key, read_scalar(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"override {text!r}: the value is not valid YAML: {error}") from error
 
 

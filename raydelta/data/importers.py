@@ -262,7 +262,7 @@ def _probe(
         lower = lower[lower != IGNORE]
         share = float((lower == road).mean()) if len(lower) else 0.0
         if share < ROAD_BELOW:
-            if own_ids:
+            if own_ids and taxonomy.name in BUILT_IN:
                 _refuse_ids_of_another(lower, taxonomy, share)
             warnings.warn(
                 f"road covers {share:.1%} of the lower quarter of {len(labels)} labels: in street scenes a sign of the "
@@ -278,6 +278,7 @@ def _refuse_ids_of_another(lower: np.ndarray, taxonomy: Taxonomy, share: float) 
         if covered > ROAD_LIKELY:
             raise UserError(
                 f"read as ids of {taxonomy.name}, road covers {share:.1%} of the lower quarter of the labels; read as "
-                f"ids of {other.name} it covers {covered:.0%}. If they are those, add --ids {other.name} (which maps "
-                f"them to {taxonomy.name} by name), or leave --taxonomy {taxonomy.name} out"
+                f"ids of {other.name} it covers {covered:.0%}. Say which they are: --ids {other.name} maps them to "
+                f"{taxonomy.name} by name (--taxonomy {other.name} keeps them), --ids {taxonomy.name} takes them as "
+                "they are"
             )

@@ -291,8 +291,12 @@ def _decode_on_ray(
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         number = running.pop(done)
-        yield number, get_or_cause(done)
-        del done  # its arrays leave the object store
+        try:
+            parts = get_or_cause(done)
+        except UserError:  # another machine may not see this one's disk; if the shard is bad, this says so
+            parts = list(read(shards[number]))
+        yield number, parts
+        del done, parts  # the arrays leave the object store
         start(1)
 
 

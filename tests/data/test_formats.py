@@ -463,9 +463,17 @@ def test_streets_without_road_below_are_doubted(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for number in range(6):
         photo(source / f"images/train/a_{number}.png")
-        plain(source / f"labels/train/a_{number}.png", [0, 1])
+        plain(source / f"labels/train/a_{number}.png", [1, 2])
     with pytest.warns(UserWarning, match="road covers 0.0% of the lower quarter of 6 labels"):
         import_dataset(source, tmp_path / "set", ImportOptions(kind="folder"))
+    for number in range(6):
+        plain(
+            source / f"labels/train/a_{number}.png", [0, 1]
+        )  # road and pavement of Cityscapes, sky and houses of CamVid
+    with pytest.raises(UserError, match="read as ids of cityscapes19 it covers 50%"):
+        import_dataset(source, tmp_path / "other", ImportOptions(kind="folder"))
+    with pytest.warns(UserWarning, match="road covers 0.0% of the lower quarter of 6 labels"):
+        import_dataset(source, tmp_path / "other", ImportOptions(kind="folder", ids="camvid11"))
 
 
 @pytest.mark.skipif(not SEQS_FRAME.is_dir(), reason="the frame of SYNTHIA-SEQS is not here")

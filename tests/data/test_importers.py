@@ -135,7 +135,10 @@ def test_ids_of_another_taxonomy_are_refused_and_mapped_where_it_is_said(tmp_pat
         street = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
         street[HEIGHT // 2 :] = 3  # sky above, road below
         save(Image.fromarray(street), source / f"labels/train/clip_{number:04d}.png")
-    with pytest.raises(UserError, match=r"ids of cityscapes19, road covers 0\.0%.*ids of camvid11.*add --ids camvid11"):
+    with pytest.raises(
+        UserError,
+        match=r"ids of cityscapes19, road covers 0\.0%.*ids of camvid11.*--ids camvid11 maps them to cityscapes19",
+    ):
         import_dataset(source, tmp_path / "set", ImportOptions(taxonomy="cityscapes19"))
     manifest = import_dataset(source, tmp_path / "set", ImportOptions(taxonomy="cityscapes19", ids="camvid11"))
     pixels = dict(zip(manifest.taxonomy.classes, manifest.splits["train"].pixels, strict=True))
@@ -382,7 +385,9 @@ def test_published_camvid(tmp_path: Path) -> None:
 def test_detect(folder: Path, segnet: Path, tmp_path: Path) -> None:
     assert detect(folder) == "folder"
     assert detect(segnet) == "camvid"
-    assert detect(segnet / "train") is None
+    assert detect(segnet / "train") == "folder", "photographs without labels"
+    (tmp_path / "empty").mkdir()
+    assert detect(tmp_path / "empty") is None
     shutil.rmtree(folder / "labels")
     assert detect(folder) == "folder"
     with pytest.raises(UserError, match="cannot be read as a folder"):

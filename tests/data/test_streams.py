@@ -254,6 +254,22 @@ def test_the_whole_cluster_decodes_the_same_images(dataset: str, monkeypatch: py
     assert np.array_equal(there.labels, here.labels)
 
 
+def test_what_another_machine_cannot_see_is_decoded_here(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_has_other_nodes", lambda: True)
+    monkeypatch.setattr(streams, "_decode_parts", _is_elsewhere)
+    assert len(load_images(dataset, "train", SIZE)) == 22
+    damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    (damaged / "train-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"train-00001\.parquet: shard cannot be read"):
+        load_images(str(damaged), "train", SIZE)
+
+
+def _is_elsewhere(*arguments: object) -> None:
+    raise UserError("no such file on this machine")
+
+
 def test_decoding_uses_every_cpu_whatever_openmp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as ray up does
     assert usable_cpus() == len(os.sched_getaffinity(0))
