@@ -281,7 +281,7 @@ def read_groups(
     Args:
         ids: only these; what has none of them is not read.
         shard: what the manifest says of it.
-        verify: read the whole file once before, and compare its checksum with the manifest's.
+        verify: the first time in this process, read the whole file before and compare its checksum.
 
     Raises:
         UserError: missing or damaged shard, or not the one of the manifest.
@@ -375,6 +375,10 @@ def _address(uri: str | Path, shard: Shard) -> str:
     return join(absolute(uri), shard.file)
 
 
+_verified: set[tuple[str, str]] = set()
+"""Addresses and checksums of shards that this process has compared: once is enough."""
+
+
 @contextmanager
 def _opened(address: str, shard: Shard | None = None, verify: bool = False) -> Iterator[pq.ParquetFile]:
     """A shard, if it can be one: its columns and their compression are looked at before anything is read."""
@@ -385,8 +389,10 @@ def _opened(address: str, shard: Shard | None = None, verify: bool = False) -> I
             check_columns(file)
             if shard is not None and file.metadata.num_rows != shard.rows:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, {shard.rows} in the manifest")
-            if shard is not None and verify and digest_of(files, path) != shard.sha256:
-                raise ValueError("its checksum is not the manifest's: it was changed, or copied only in part")
+            if shard is not None and verify and (address, shard.sha256) not in _verified:
+                if digest_of(files, path) != shard.sha256:
+                    raise ValueError("its checksum is not the manifest's: it was changed, or copied only in part")
+                _verified.add((address, shard.sha256))
             yield file
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"{shown}: shard cannot be read: {error}; `raydelta data check` says more") from error

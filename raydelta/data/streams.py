@@ -328,7 +328,6 @@ class ReadTask(Record):
 
     shards: list[tuple[str, Shard]]
     seed: tuple[int, ...]
-    verify: bool  # the first time that they are read
 
 
 def order_shards(shards: Sequence[tuple[str, Shard]], seed: int) -> list[ReadTask]:
@@ -339,7 +338,7 @@ def order_shards(shards: Sequence[tuple[str, Shard]], seed: int) -> list[ReadTas
         order = [shards[index] for index in np.random.default_rng([seed, epoch]).permutation(len(shards))]
         per_task = max(1, TASK * len(shards) // count)
         tasks += [
-            ReadTask(shards=order[start : start + per_task], seed=(seed, epoch, start), verify=epoch == 0)
+            ReadTask(shards=order[start : start + per_task], seed=(seed, epoch, start))
             for start in range(0, len(order), per_task)
         ]
     return tasks
@@ -353,7 +352,7 @@ def scan_rows(uri: str, split: str, size: tuple[int, int], without: Collection[s
     """
     import ray.data
 
-    tasks = [ReadTask(shards=[shard], seed=(0,), verify=True) for shard in list_shards(uri, split)]
+    tasks = [ReadTask(shards=[shard], seed=(0,)) for shard in list_shards(uri, split)]
     rows = ray.data.from_items([{"task": task.model_dump_json()} for task in tasks], override_num_blocks=len(tasks))
     return rows.map_batches(
         _decode_tasks(uri, size, labels=False, ids=True, without=without), batch_size=None, num_cpus=0.5
@@ -375,7 +374,7 @@ def _decode_tasks(
             groups = (
                 rows
                 for address, shard in task.shards
-                for rows in read_groups(address, columns, None, shard, task.verify)
+                for rows in read_groups(address, columns, None, shard, verify=True)
             )
             for rows in permute_rows(groups, random):
                 if len(unwanted):
