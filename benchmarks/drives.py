@@ -18,7 +18,7 @@ from raydelta.data.shards import Description, Item, StoredRow, list_ids, read_ma
 from raydelta.data.writing import write_dataset
 from raydelta.results.table import Row
 from raydelta.search_space import SPACES
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 
 METHODS = ["unguided", "guided", "student", "pseudo-labels", "ensemble", "ensemble, untranslated", "joint training"]
 
@@ -46,7 +46,7 @@ def main() -> None:
         target = options.runs / f"without-{sequence}"
         if not target.exists():
             hold_out(options.data, target, sequence)
-        rows = run_tune(str(space), [f"data.real={target}", *overrides], runs=options.runs).rows
+        rows = tune(str(space), [f"data.real={target}", *overrides], runs=options.runs).rows
         tables[sequence] = [row.model_dump() for row in rows]
         print(f"\ntested on {sequence}\n{format_rows(rows)}")
     write_json(options.json, {"options": vars(options), "tables": tables})

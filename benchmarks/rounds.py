@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.common import describe_machine, print_table, write_json
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 
 STEPS = 30  # of a round
 
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "space.yaml").write_text(yaml.safe_dump(tree))
-        run_tune(str(folder / "space.yaml"), options.overrides, runs=folder / "runs")
+        tune(str(folder / "space.yaml"), options.overrides, runs=folder / "runs")
         stages = sorted((folder / "runs").glob("translator-*/stage.json"), key=lambda path: path.stat().st_mtime)
         ends = [path.stat().st_mtime for path in stages]
         trained = [json.loads(path.read_text())["metrics"]["device_seconds"] for path in stages]

@@ -15,7 +15,7 @@ from benchmarks.common import describe_machine, write_json
 from benchmarks.drives import hold_out
 from raydelta.compute.cluster import ensure_ray
 from raydelta.search_space import SPACES
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         data = options.runs / f"without-{options.without}"
         if not data.exists():
             hold_out(options.data, data, options.without)
-    outcome = run_tune(str(space), [f"data.real={data}", *overrides], runs=options.runs)
+    outcome = tune(str(space), [f"data.real={data}", *overrides], runs=options.runs)
     print("\n".join(outcome.findings))
     rows = [row.model_dump(exclude={"confusion"}) for row in outcome.rows]
     result = {"machine": describe_machine(), "options": vars(options), "findings": outcome.findings, "rows": rows}

@@ -20,7 +20,7 @@ from raydelta.config import Config, load_config, override
 from raydelta.search_space import SPACES
 from raydelta.training.job import make_job, read_stage
 from raydelta.training.run import train_here
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         space = Path(folder) / "space.yaml"
         tree = yaml.safe_load((SPACES / f"{options.space}.yaml").read_text())
         space.write_text(yaml.safe_dump(tree | {"concurrent": 1, "table": {"methods": ["guided"]}}))
-        outcome = run_tune(str(space), overrides, runs=Path(folder) / "sweep")
+        outcome = tune(str(space), overrides, runs=Path(folder) / "sweep")
         trials = json.loads((outcome.directory / "trials.json").read_text())
         config = load_config(file=outcome.config)
         expert = next((Path(folder) / "sweep").glob("expert-*"))

@@ -66,7 +66,7 @@ def main() -> None:
 
 def sweep(folder: Path, workers: int, trials: int, number: int, *overrides: str) -> float:
     """Seconds of a sweep of so many trials, each of another setting so that none is found finished."""
-    from raydelta.tuning.tune import run_tune  # imports torch, which reads the cache's address
+    from raydelta.tuning.tune import tune  # imports torch, which reads the cache's address
 
     weights = [0.1 + 0.8 * (index + 1000 * number) / 100_000 for index in range(trials)]
     space = {
@@ -80,7 +80,7 @@ def sweep(folder: Path, workers: int, trials: int, number: int, *overrides: str)
     path = folder / f"space-{number}.yaml"
     path.write_text(yaml.safe_dump(space))
     start = time.monotonic()
-    run_tune(str(path), [*SMALL, *overrides], runs=folder / "runs")
+    tune(str(path), [*SMALL, *overrides], runs=folder / "runs")
     return time.monotonic() - start
 
 

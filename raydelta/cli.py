@@ -1,34 +1,47 @@
 """The command line. Thin: every command is a plain function elsewhere, imported only when it runs."""
 
+import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from raydelta.errors import UserError, printable
 from raydelta.version import __version__
 
+if TYPE_CHECKING:  # Ray, torch and pyarrow are imported by the command that needs them
+    from raydelta.compute.cluster import Cluster
+    from raydelta.results.table import Row
+
 app = typer.Typer(
     help="Guided real-to-synthetic translation: how well N labels do, and which settings get there.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Make, import, check and show data sets.", no_args_is_help=True)
 train_app = typer.Typer(help="Train one network on Ray.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 
-Runs = Annotated[Path, typer.Option(help="Where everything that is made lies.")]
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"raydelta {__version__}")
+        raise typer.Exit
+
+
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")]
+Runs = Annotated[Path, typer.Option(help="Output directory.")]
 TrainedRun = Annotated[
     str, typer.Argument(help="Directory of a training or sweep, an exported folder, or 'latest': the newest in --runs.")
 ]
-Preset = Annotated[str | None, typer.Option(help="laptop or gpu; gpu where the cluster has one, if not given.")]
+Preset = Annotated[str | None, typer.Option(help="laptop or gpu; default: gpu if the cluster has one.")]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -45,22 +58,34 @@ ClusterFile = Annotated[Path | None, typer.Option("--cluster", help="A cluster t
 Address = Annotated[str | None, typer.Option(help="The dashboard of a cluster: http://127.0.0.1:8265.")]
 
 
+@app.callback()
+def raydelta(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def tune(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="A search space (name or file; laptop if none) and section.field=value."),
+        typer.Argument(help="A search space (name or file; default: laptop) and overrides as section.field=value."),
     ] = None,
     synthetic: Synthetic = None,
     real: Real = None,
     preset: Preset = None,
     config: ConfigFile = None,
     runs: Annotated[
-        Path | None, typer.Option(help="Where everything that is made lies; runs, or what the cluster file says.")
+        Path | None, typer.Option(help="Output directory; default: runs, or metadata.runs of the cluster file.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped sweep, unfinished trials too.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", metavar="", help="Continue a stopped sweep, unfinished trials too.")
+    ] = False,
     cluster: ClusterFile = None,
     address: Address = None,
+    as_json: Json = False,
 ) -> None:
     """The main job: data, expert, sweep of the guided translator, table of methods, pictures.
 
@@ -76,7 +101,7 @@ def tune(
 
         raise typer.Exit(tune_on_cluster(space, overrides, preset, config, runs, resume, cluster, address))
     from raydelta.results.recommend import describe, recommend
-    from raydelta.tuning.tune import run_tune
+    from raydelta.tuning.tune import tune as run_tune
 
     runs = runs or Path("runs")
     outcome = run_tune(
@@ -88,6 +113,9 @@ def tune(
         resume=resume,
         announce=_announce,
     )
+    if as_json:
+        _print_json(outcome.directory / "table.json")
+        return
     _print_table(outcome.rows)
     print(f"\nphotographs  {outcome.rows[0].real}" if outcome.rows else "")
     if outcome.best is not None:
@@ -108,18 +136,56 @@ def tune(
 
 
 @app.command("runs")
-def list_runs(
+def list_runs_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Two runs to compare, by directory or name, or 'latest'.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    everything: Annotated[bool, typer.Option("--all", metavar="", help="Show the trainings of sweeps too.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", metavar="", help="Remove unfinished leftovers and old optimiser states.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", metavar="", help="With --prune: do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the runs of an output directory, compare two of them, or remove what is left over."""
+    from raydelta.results import runs as found
+
+    chosen = [name for name in names or [] if name != "compare"]
+    if prune:
+        _prune(runs, yes)
+    elif chosen:
+        if len(chosen) != 2:
+            raise UserError(f"raydelta runs compares two runs, not {len(chosen)}: name two, or none for a list")
+        comparison = found.compare_runs(*(found.resolve_run(name, runs) for name in chosen))
+        print(comparison.model_dump_json(indent=1) if as_json else found.format_comparison(comparison, chosen))
+    else:
+        listed = [run for run in found.list_runs(runs) if everything or run.part_of is None]
+        print(found.as_json(listed) if as_json else found.format_runs(listed))
+
+
+def _prune(runs: Path, yes: bool) -> None:
+    from raydelta.results.runs import find_leftovers, format_leftovers, prune
+
+    leftovers = find_leftovers(runs)
+    print(format_leftovers(leftovers))
+    if leftovers and (yes or typer.confirm("remove them?", err=True)):
+        print(f"freed {prune(leftovers) / 2**20:.0f} MiB")
+
+
+@app.command("jobs")
+def list_jobs(
     job: Annotated[str | None, typer.Argument(help="Follow this one.")] = None,
     cluster: ClusterFile = None,
     address: Address = None,
-    stop: Annotated[bool, typer.Option("--stop", help="End it instead; finished stages stay.")] = False,
+    as_json: Json = False,
+    stop: Annotated[bool, typer.Option("--stop", metavar="", help="End it instead; finished stages stay.")] = False,
 ) -> None:
     """List the jobs of a cluster with state, age and command, or follow or stop one of them."""
-
     from raydelta.compute import remote
 
     if stop and job is None:
-        raise UserError("--stop: name the job; raydelta runs lists them")
+        raise UserError("--stop: name the job; raydelta jobs lists them")
     if job and not stop:
         raise typer.Exit(remote.follow(job, cluster, address))
     with remote.reach(cluster, address) as where:
@@ -127,7 +193,8 @@ def list_runs(
             remote.stop(where, job)
             print(f"stopped {job}")
         else:
-            print(remote.format_jobs(remote.list_jobs(where)))
+            jobs = remote.list_jobs(where)
+            print(json.dumps(jobs, indent=1) if as_json else remote.format_jobs(jobs))
 
 
 @app.command()
@@ -195,8 +262,12 @@ def data_import(
     images: Annotated[str | None, typer.Option(help="Where images lie: 'photos/{split}/{path}_rgb'.")] = None,
     labels: Annotated[str | None, typer.Option(help="Where labels lie: 'masks/{split}/{path}_ids'.")] = None,
     ids: Annotated[str | None, typer.Option(help="What label values mean: a YAML file with value: name lines.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad samples out and list them.")] = False,
-    allow_unlabelled: Annotated[bool, typer.Option("--allow-unlabelled", help="Images may lack a label.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", metavar="", help="Leave bad samples out and list them.")
+    ] = False,
+    allow_unlabelled: Annotated[
+        bool, typer.Option("--allow-unlabelled", metavar="", help="Images may lack a label.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Tasks at once; all CPUs, if not given.")] = None,
 ) -> None:
     """Import images and masks as checked shards.
@@ -273,10 +344,12 @@ def train_expert_command(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train the expert on the synthetic images, or find it if it was trained before."""
+    from raydelta.config import parse_override
     from raydelta.tuning.single import train_expert
+    from raydelta.tuning.start import start
 
-    resolved = _prepare(_data_overrides(synthetic, None) + (overrides or []), preset, config)
-    print(train_expert(resolved, runs).directory)
+    fields = dict(map(parse_override, _data_overrides(synthetic, None) + (overrides or [])))
+    print(train_expert(start(fields, preset, config, _announce).config, runs).directory)
 
 
 @train_app.command("translator")
@@ -289,36 +362,46 @@ def train_translator_command(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train one translator with these settings (and the expert first, if need be)."""
+    from raydelta.config import parse_override
     from raydelta.tuning.single import train_translator
+    from raydelta.tuning.start import start
 
-    resolved = _prepare(_data_overrides(synthetic, real) + (overrides or []), preset, config)
-    print(train_translator(resolved, runs).directory)
+    fields = dict(map(parse_override, _data_overrides(synthetic, real) + (overrides or [])))
+    print(train_translator(start(fields, preset, config, _announce).config, runs).directory)
 
 
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="Directory of a finished training.")]) -> None:
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A finished training: directory, name or 'latest'.")],
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
     """Print the test table of a finished training; writes table.json and table.csv into its directory."""
-    from raydelta.results.evaluate import evaluate_job, method_of
-    from raydelta.results.table import write_table
-    from raydelta.training.job import read_job
+    from raydelta.results.evaluate import evaluate as evaluate_run
+    from raydelta.results.runs import resolve_run
 
-    job = read_job(run)
-    rows = evaluate_job(method_of(job), job)
-    if not rows:
-        raise UserError(f"{job.config.data.real}: has no labelled test split to evaluate on")
-    write_table(run, rows)
-    print(f"photographs: {job.config.data.real}")
+    directory = resolve_run(run, runs)
+    rows = evaluate_run(directory)
+    if as_json:
+        _print_json(directory / "table.json")
+        return
+    print(f"photographs: {rows[0].real}")
     _print_table(rows)
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Directory of a sweep or of a training, finished or not.")],
+    run: Annotated[str, typer.Argument(help="A sweep or a training, finished or not: directory, name or 'latest'.")],
+    runs: Runs = Path("runs"),
 ) -> None:
     """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
-    from raydelta.results.report import write_report
+    from raydelta.results.runs import resolve_run
 
-    print(write_report(run))
+    directory = resolve_run(run, runs)
+    sys.stderr.write(f"report       reads {directory} and draws its test photographs; this can take a minute\n")
+    from raydelta.results.report import report as report_run
+
+    print(report_run(directory))
 
 
 def _check_count(context: typer.Context, count: int | None) -> int | None:
@@ -329,7 +412,9 @@ def _check_count(context: typer.Context, count: int | None) -> int | None:
 
 @app.command()
 def select(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished translator, or of a sweep: its best one.")],
+    run: Annotated[
+        str, typer.Argument(help="A finished translator, or a sweep: its best one; directory, name or 'latest'.")
+    ],
     count: Annotated[
         int | None,
         typer.Option(
@@ -349,26 +434,33 @@ def select(
     headroom: Annotated[
         bool,
         typer.Option(
-            "--headroom", is_eager=True, help="Measure how much choosing can bring, with labels that are known."
+            "--headroom",
+            metavar="",
+            is_eager=True,
+            help="Measure what choosing can bring, with labels that are known.",
         ),
     ] = False,
     sets: Annotated[int, typer.Option(min=2, help="With --headroom: how many random label sets.")] = 16,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Choose which photographs to label next; writes tasks for CVAT and Label Studio, and a contact sheet.
 
     With --headroom nothing is chosen: random label sets are trained alike, which shows how much choosing can bring.
     """
+    from raydelta.results.runs import resolve_run
+
+    grid = _numbers(regions, "x", 2, "--regions") if regions else None
+    directory = resolve_run(run, runs)
     if headroom:
         from raydelta.selection.headroom import measure_headroom
 
-        for line in measure_headroom(run, count, sets).lines():
+        for line in measure_headroom(directory, count, sets).lines():
             print(line)
         return
     assert count is not None  # _check_count
     from raydelta.selection.select import select
 
-    grid = _numbers(regions, "x", 2, "--regions") if regions else None
-    chosen = select(run, count, strategy, out=out, grid=grid, window=window)
+    chosen = select(directory, count, strategy, out=out, grid=grid, window=window)
     print(f"chosen       {chosen.directory / 'selection.csv'}")
     print(f"pictures     {chosen.directory / 'sheet.png'}")
     print(f"to label     {chosen.directory / 'images'} (for Label Studio and CVAT: docs/selection.md)")
@@ -407,7 +499,7 @@ def data_import_labels(
 def doctor(
     addresses: Annotated[list[str] | None, typer.Argument(help="Data sets or buckets (s3://…) to reach.")] = None,
     runs: Runs = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check versions, devices, cluster, storage, memory; say what is wrong and how to mend it. Exit code 1 if bad."""
     from raydelta.doctor import checks
@@ -445,10 +537,10 @@ def predict(
     size = _numbers(window, "x", 2, "--window") if window else None
     sys.stderr.write(f"predict      loading {run}\n")  # importing torch takes seconds
     from raydelta.deploy.predict import predict
-    from raydelta.training.job import locate_run
+    from raydelta.results.runs import resolve_run
 
     done = predict(
-        locate_run(run, runs),
+        resolve_run(run, runs),
         inputs,
         out,
         method=method,
@@ -484,9 +576,9 @@ def export(
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
     sys.stderr.write(f"export       loading {run}\n")
     from raydelta.deploy.export import export
-    from raydelta.training.job import locate_run
+    from raydelta.results.runs import resolve_run
 
-    done = export(locate_run(run, runs), out, method, images or ())
+    done = export(resolve_run(run, runs), out, method, images or ())
     print(f"model              {_named(done.method, done.model)}")
     print(f"checked on         {done.images}")
     for check in done.checks:
@@ -509,6 +601,8 @@ def main() -> None:
     except UserError as error:
         _fail(f"error: {error}", 1)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+            sys.exit(error.exit_code)  # type: ignore[attr-defined]
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _fail(f"error: {error.format_message()}", error.exit_code)
         if type(error).__name__ == "TrainingError":
@@ -565,24 +659,7 @@ def _shares(splits: list[str]) -> dict[str, float] | None:
         raise UserError(f"--split {','.join(parts)}: expected names, or NAME=SHARE with commas between them") from None
 
 
-def _prepare(overrides: list[str], preset: str | None, file: Path | None) -> Any:
-    from raydelta.compute.cluster import choose_preset, ensure_ray, warm_up
-    from raydelta.config import load_config
-    from raydelta.data.prepare import check_data
-    from raydelta.tuning.trackers import check_trackers
-
-    config = load_config(preset or "laptop", file, overrides)  # complain before Ray starts
-    check_trackers(config.tracking)
-    check_data(config)
-    cluster = ensure_ray()
-    preset = choose_preset(preset, cluster)
-    _announce(cluster, preset)
-    warm_up()
-    return load_config(preset, file, overrides)
-
-
-def _announce(cluster: Any, preset: str) -> None:
-
+def _announce(cluster: "Cluster", preset: str) -> None:
     where = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
     sys.stderr.write(f"raydelta {__version__}  preset {preset}  {where}\n")
     sys.stderr.write(f"dashboard {cluster.dashboard or 'off'}  Ray's logs {cluster.logs}\n")
@@ -592,7 +669,7 @@ def _data_overrides(synthetic: str | None, real: str | None) -> list[str]:
     return [f"data.{name}={value}" for name, value in (("synthetic", synthetic), ("real", real)) if value]
 
 
-def _print_table(rows: list[Any]) -> None:
+def _print_table(rows: "list[Row]") -> None:
     from rich.console import Console
 
     from raydelta.results.table import format_table
@@ -604,6 +681,11 @@ def _print_table(rows: list[Any]) -> None:
     console.print(format_table(rows, with_classes=console.width >= 150))
     if any(iou is None for row in rows for iou in row.per_class.values()):
         print("–  class absent from labels and predictions; left out of the mean")
+
+
+def _print_json(path: Path) -> None:
+    """A JSON file that a command has just written."""
+    print(path.read_text(), end="")
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 Every setting of every stage is a field here. The resolved tree is written beside every checkpoint.
 """
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -335,12 +336,12 @@ def load_config(
     """
     tree: dict[str, Any] = {}
     if preset is not None:
-        _merge(tree, read_yaml(_preset_file(preset)))
+        merge(tree, read_yaml(_preset_file(preset)))
     if file is not None:
-        _merge(tree, read_yaml(file))
+        merge(tree, read_yaml(file))
     dotted = overrides if isinstance(overrides, Mapping) else dict(map(parse_override, overrides))
     for key, value in dotted.items():
-        _merge(tree, nest(key, value))
+        merge(tree, nest(key, value))
     return validated(Config, tree)
 
 
@@ -348,7 +349,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of the config with dotted keys replaced, checked like any other input."""
     tree = config.model_dump()
     for key, value in values.items():
-        _merge(tree, nest(key, value))
+        merge(tree, nest(key, value))
     return validated(Config, tree)
 
 
@@ -434,16 +435,19 @@ def _complaint(model: type[BaseModel], problem: Any) -> str:
         parent: Any = model
         for part in location[:-1]:
             parent = parent.model_fields[part].annotation
-        return f"unknown field {field!r}; allowed here: {', '.join(parent.model_fields)}"
+        near = difflib.get_close_matches(location[-1], parent.model_fields, n=1)
+        meant = f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else ""
+        return f"unknown field {field!r}; allowed here: {', '.join(parent.model_fields)}{meant}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"{field} = {value!r}: {problem['msg']}"
 
 
-def _merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+def merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Set the leaves of a nested mapping in another one; what it does not name stays."""
     for key, value in update.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
+            merge(tree[key], value)
         else:
             tree[key] = dict(value) if isinstance(value, Mapping) else value
 

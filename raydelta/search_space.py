@@ -1,12 +1,13 @@
 """Search spaces: YAML files of the shape of ``Space``, the shipped ones in ``tune_spaces/``."""
 
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raydelta.config import Positive, Section, Share, load_config, read_yaml, validated
+from raydelta.config import Positive, Section, Share, load_config, merge, nest, parse_override, read_yaml, validated
 from raydelta.errors import UserError
 from raydelta.recipes import MethodName, find_method
 
@@ -193,8 +194,22 @@ def within_labels(space: Space, available: int) -> Space:
     return Space(**tree)
 
 
-def load_space(name: str) -> Space:
+def open_space(name: str, overrides: Iterable[str] = ()) -> tuple[Space, dict[str, Any]]:
+    """A space with what the overrides change of it (``trials=4``), and the config fields among them.
+
+    Raises:
+        UserError: as ``load_space``, or an override is not of the form field=value.
+    """
+    given = dict(map(parse_override, overrides))
+    of_space = {key: value for key, value in given.items() if key.split(".")[0] in Space.model_fields}
+    return load_space(name, of_space), {key: value for key, value in given.items() if key not in of_space}
+
+
+def load_space(name: str, changes: Mapping[str, Any] | None = None) -> Space:
     """A shipped space by name (``laptop``), or one by its file.
+
+    Args:
+        changes: dotted fields of the space that are set over those of the file.
 
     Raises:
         UserError: no such space, an unknown key, or a value that the config does not allow; named one by one.
@@ -203,7 +218,11 @@ def load_space(name: str) -> Space:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SPACES.glob("*.yaml")))
         raise UserError(f"search space {name!r} is neither a file nor one of the shipped ones: {shipped}")
-    space = validated(Space, read_yaml(path), where=str(path))
+    tree = read_yaml(path)
+    for key, value in (changes or {}).items():
+        searched = key.removeprefix("search.")  # dimensions are named by dotted fields, not nested
+        merge(tree, nest(key, value) if searched == key else {"search": {searched: value}})
+    space = validated(Space, tree, where=str(path))
     for key, dimension in space.search.items():
         for value in dimension.corners():
             try:

@@ -232,6 +232,23 @@ def exclusive(target: str | Path, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def is_locked(target: Path) -> bool:
+    """Whether someone holds the lock of a local directory."""
+    try:
+        descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _tell_waiting(target: str | Path) -> None:
     name = without_secrets(target).rpartition("/")[2]
     warnings.warn(f"{name}: another command is making it; waiting for its result", stacklevel=5)

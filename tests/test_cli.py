@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ import pytest
 import yaml
 
 from raydelta.results.sweep import read_trials
+from raydelta.version import __version__
 from tests.data.test_formats import build
+from tests.sweep import make_sweep
 from tests.tiny import TINY_ARGUMENTS, kill_family
 
 COMMAND = [sys.executable, "-m", "raydelta.cli"]
@@ -88,16 +91,52 @@ def test_help_is_a_table_of_contents_and_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("arguments", [[], ["data"], ["train"]])
+def test_a_bare_command_shows_its_help_and_no_empty_error(arguments: list[str]) -> None:
+    result = run(*arguments, expect=2)
+    assert "Usage:" in result.stdout and "error" not in result.stderr
+
+
+def test_version_short_help_and_completion() -> None:
+    told = subprocess.run([sys.executable, "-m", "raydelta", "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"raydelta {__version__}\n"
+    assert "--resume" in run("tune", "-h").stdout
+    assert "--install-completion" in run("-h").stdout
+
+
+def test_flags_do_not_pretend_to_take_a_value() -> None:
+    lines = [line for line in run("runs", "--help").stdout.splitlines() if "--" in line]
+    assert [line for line in lines if "bool" in line and "--help" not in line] == []
+
+
+def test_runs_lists_compares_and_prunes(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "runs", trials=2)
+    leftover = tmp_path / "runs" / "unfinished" / "translator-x"
+    leftover.mkdir(parents=True)
+    place = ("--runs", tmp_path / "runs")
+    assert sweep.name in run("runs", *place).stdout
+    listed = json.loads(run("runs", *place, "--json").stdout)
+    assert {each["name"] for each in listed} == {sweep.name, "translator-x"}
+    assert "the settings are the same" in run("runs", "compare", "latest", sweep.name, *place).stdout
+    assert "name two" in run("runs", sweep.name, *place, expect=1).stderr
+    assert "translator-x" in run("runs", "--prune", "--yes", *place).stdout
+    assert not leftover.exists() and sweep.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["tune", "guidance.wieght=1"], "did you mean guidance.weight?"),
+        (["tune", "trials=0"], "trials = 0"),
+        (["tune", "table.methods=[guided, magic]"], "magic"),
+        (["report", "nowhere"], "nowhere: no such run"),
         (["tune", "guidance.wieght=1"], "unknown field 'guidance.wieght'; allowed here: weight, start, scale, batch"),
         (["tune", "laptop", "labels"], "one search space at a time"),
         (["tune", "translator.batch=0"], "translator.batch = 0"),
         (["tune", "--preset", "huge"], "preset 'huge' does not exist"),
         (["train", "expert", "steps"], "'steps' is not of the form"),
-        (["evaluate", "nowhere"], "not a finished training"),
-        (["select", "nowhere", "--count", "3"], "not a finished training"),
+        (["evaluate", "nowhere"], "nowhere: no such run"),
+        (["select", "nowhere", "--count", "3"], "nowhere: no such run"),
         (["select", "nowhere", "--count", "3", "--regions", "8by4"], "--regions 8by4: expected 2 whole numbers"),
         (["data", "check", "nowhere"], "not a data set"),
         (["data", "import", "nowhere", "target"], "nowhere"),

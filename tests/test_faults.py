@@ -14,7 +14,7 @@ from raydelta.config import load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.training.job import make_job
 from raydelta.training.run import train_here, working_directory
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
@@ -70,7 +70,7 @@ def test_the_same_training_twice_at_once(ray_session: None, tmp_path: Path) -> N
 def test_a_trial_that_runs_out_of_memory_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
     space = write_space(tmp_path, search={"generator.width": {"grid": [4, 200_000]}}, table={"methods": ["guided"]})
     arguments = [argument for argument in TINY_ARGUMENTS if "generator.width" not in argument]
-    outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+    outcome = tune(space, arguments, runs=tmp_path / "runs")
     assert outcome.best == {"generator.width": 4}
     (failed,) = outcome.failed
     assert "200000" in failed

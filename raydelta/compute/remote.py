@@ -26,10 +26,10 @@ import yaml
 
 from raydelta.compute.cluster import set_defaults
 from raydelta.compute.credentials import TOKEN, refuse_impostor, token_header
-from raydelta.config import BUILT_IN_SETS, Config, load_config, parse_override
+from raydelta.config import BUILT_IN_SETS, Config, load_config
 from raydelta.errors import UserError
 from raydelta.progress import clock
-from raydelta.search_space import load_space
+from raydelta.search_space import open_space
 from raydelta.storage import fingerprint, is_remote
 
 DASHBOARD = "http://127.0.0.1:8265"
@@ -193,8 +193,8 @@ def tune_on_cluster(
     Raises:
         UserError: bad input, or a cluster that cannot be reached or runs another version.
     """
-    fields = load_space(space).config | dict(map(parse_override, overrides))
-    _check_data(load_config(preset or "laptop", config, fields))
+    opened, fields = open_space(space, overrides)
+    _check_data(load_config(preset or "laptop", config, opened.config | fields))
     metadata = (read_cluster_file(cluster_file).get("metadata") or {}) if cluster_file else {}
     where = str(runs or metadata.get("runs") or "runs")
     if not Path(where).is_absolute():
@@ -292,7 +292,7 @@ def follow(name: str, cluster_file: Path | None, address: str | None) -> int:
                 time.sleep(RETRY)
     except KeyboardInterrupt:
         place = f" --cluster {cluster_file}" if cluster_file else f" --address {address}" if address else ""
-        again = f"raydelta runs {name}{place}"
+        again = f"raydelta jobs {name}{place}"
         sys.stderr.write(f"\nleft {name}, which goes on\nfollow it again: {again}\nstop it: {again} --stop\n")
         return 0
 
@@ -399,7 +399,7 @@ def _request(method: str, address: str, path: str) -> Any:
         )
     if answer.status_code == 404:
         raise UserError(
-            f"{address} knows no {path.removeprefix('/api/')}; raydelta runs lists what there is. A head that was "
+            f"{address} knows no {path.removeprefix('/api/')}; raydelta jobs lists what there is. A head that was "
             "started again forgets its jobs: the same command with --resume goes on"
         )
     try:

@@ -25,7 +25,7 @@ from typing import Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
-import raydelta
+from raydelta import version
 from raydelta.doctor.probes import Silent, ask
 from raydelta.version import __version__
 
@@ -138,7 +138,7 @@ class Requirements:
 
 def requirements() -> Requirements:
     """Of the checkout that runs if it is one, else of the installed package."""
-    file = Path(raydelta.__file__).parents[1] / "pyproject.toml"
+    file = Path(version.__file__).parents[1] / "pyproject.toml"
     if file.exists():
         project = tomllib.loads(file.read_text())["project"]
         return Requirements(project["requires-python"], [Requirement(line) for line in project["dependencies"]])

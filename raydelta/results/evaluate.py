@@ -10,9 +10,11 @@ from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.price import Price, price_of
 from raydelta.data.shards import Domain, list_ids, read_manifest
 from raydelta.data.streams import load_images
+from raydelta.errors import UserError
 from raydelta.progress import Progress
-from raydelta.results.table import Row
-from raydelta.training.job import Job, label_ids, read_stage
+from raydelta.results.runs import resolve_run
+from raydelta.results.table import Row, write_table
+from raydelta.training.job import Job, label_ids, read_job, read_stage
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
 from raydelta.training.trained import Model, load_model
 
@@ -35,6 +37,23 @@ def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress
             done[pending.pop(reference)] = get_or_cause(reference)
         progress.update(len(done), len(distinct), "models")
     return [row.model_copy(update={"method": method}) for method, job in jobs for row in done[job.directory]]
+
+
+def evaluate(run: str | Path) -> list[Row]:
+    """The test table of a finished training; ``table.json`` and ``table.csv`` are written into its directory.
+
+    Args:
+        run: directory or name of the training, or ``latest``.
+
+    Raises:
+        UserError: no finished training, or its photographs have no labelled test or val split.
+    """
+    job = read_job(resolve_run(run))
+    rows = evaluate_job(method_of(job), job)
+    if not rows:
+        raise UserError(f"{job.config.data.real}: has no labelled test or val split to evaluate on")
+    write_table(job.directory, rows)
+    return rows
 
 
 def evaluate_job(method: str, job: Job) -> list[Row]:

@@ -23,6 +23,7 @@ from raydelta.results.charts import CURVES, to_json
 from raydelta.results.gallery import draw_gallery_here
 from raydelta.results.label_curve import sum_up
 from raydelta.results.page import Gallery, Page, TrainingCurve
+from raydelta.results.runs import resolve_run
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import Row, read_table
 from raydelta.storage import write_atomically
@@ -35,6 +36,18 @@ PAGE = "report.html"
 RENEW = "The same raydelta tune again renews it, and trains nothing again."
 
 Draw = Callable[[Mapping[str, Job]], Gallery]
+
+
+def report(run: str | Path) -> Path:
+    """Write ``report.html``, all that is known of a run in one file that needs no network; where it is.
+
+    Args:
+        run: directory or name of a sweep or of a training, finished or not, or ``latest``.
+
+    Raises:
+        UserError: the directory is no run, or one that this version cannot read.
+    """
+    return write_report(resolve_run(run))
 
 
 def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:

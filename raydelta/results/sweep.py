@@ -1,15 +1,18 @@
 """What a sweep leaves in its directory, read and written.
 
-tune-NAME-xxxx/
+tune-SPACE-DATA-MMDD-xxxxxx/     (of older versions: tune-SPACE-xxxxxxxxxx)
   run.json       what was asked for: command, space, config (written before anything is trained)
   sweep/ID/      Ray Tune's: params.json, result.json with a line for each report, error.txt
   trials.json    the trials' results, when the sweep has ended
   best.yaml      the best trial's config, table.json and what else the main job ends with
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,11 @@ from pydantic import BaseModel
 from raydelta.config import Config
 from raydelta.errors import UserError
 from raydelta.search_space import Space
-from raydelta.storage import write_atomically
+from raydelta.storage import fingerprint, write_atomically
 from raydelta.training.curve import read_curve
 from raydelta.version import __version__
 
-RUN, FORMAT = "run.json", 1
+RUN, TRIALS, FORMAT = "run.json", "trials.json", 1
 
 
 class Sweep(BaseModel):
@@ -48,6 +51,7 @@ class Trial:
     ended: bool
     stopped_early: bool
     curve: list[dict[str, Any]] = field(default_factory=list)
+    stage: str | None = None  # directory of its training, beside the sweep's; None: it failed, or an older sweep
 
     @property
     def state(self) -> str:
@@ -84,6 +88,25 @@ def read_sweep(directory: Path) -> Sweep | None:
     return sweep
 
 
+def sweep_directory(runs: Path, name: str, data: str, sweep: Sweep) -> Path:
+    """Where a sweep lies in a folder of runs: where the same one was begun before, else under a new name.
+
+    Args:
+        name: of the space.
+        data: name of the real data set.
+    """
+    earlier = [path.parent for path in runs.glob(f"tune-*/{RUN}")]
+    for directory in sorted(earlier, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(UserError):  # a damaged one is found by its name
+            found = read_sweep(directory)
+            if found is not None and (found.space, found.config) == (sweep.space, sweep.config):
+                return directory
+    digest = fingerprint([sweep.space.model_dump(), sweep.config.model_dump(mode="json", exclude={"tracking"})])
+    named = [*runs.glob(f"tune-*-{digest[:6]}/"), *runs.glob(f"tune-*-{digest}/")]
+    stem = "-".join([re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-").lower() for part in (name, data)])
+    return next(iter(named), runs / f"tune-{stem}-{datetime.now():%m%d}-{digest[:6]}")
+
+
 def read_trials(directory: Path) -> list[Trial]:
     """The trials of a sweep, ended or not, in the order in which they began.
 
@@ -91,7 +114,7 @@ def read_trials(directory: Path) -> list[Trial]:
         UserError: ``trials.json`` is damaged.
     """
     folders = {key_of(read): folder for folder in sorted((directory / "sweep").glob("*/")) if (read := _asked(folder))}
-    path = directory / "trials.json"
+    path = directory / TRIALS
     if not path.exists():
         return [_from_folder(folder) for folder in folders.values()]
     try:
@@ -99,6 +122,13 @@ def read_trials(directory: Path) -> list[Trial]:
         return [_from_result(result, folders.get(key_of(result["overrides"]))) for result in results]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, run the same raydelta tune again to renew it: {error}") from error
+
+
+def write_trials(directory: Path, trials: Sequence[Trial]) -> None:
+    """Write ``trials.json``: the search has ended."""
+    kept = ("overrides", "miou", "step", "device_seconds", "stopped_early", "error", "stage")
+    results = [{name: getattr(trial, name) for name in kept} for trial in trials]
+    write_atomically(directory / TRIALS, json.dumps(results, indent=1))
 
 
 def key_of(overrides: Mapping[str, Any]) -> str:
@@ -122,6 +152,7 @@ def _from_result(result: Mapping[str, Any], folder: Path | None) -> Trial:
         ended=True,
         stopped_early=result["stopped_early"],
         curve=read_curve(folder / "result.json") if folder else [],
+        stage=result.get("stage"),
     )
 
 

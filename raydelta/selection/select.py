@@ -19,6 +19,7 @@ from raydelta.data.labels import Grid
 from raydelta.data.price import Price
 from raydelta.data.shards import Sample, list_ids
 from raydelta.errors import UserError
+from raydelta.results.runs import resolve_run
 from raydelta.selection.batch import choose_batch, choose_typical, stride_over_time
 from raydelta.selection.files import Choice, training_arguments, training_command, write_selection
 from raydelta.selection.scoring import predict_pool, score_pool
@@ -44,7 +45,7 @@ class Selection:
 
 
 def select(
-    run: Path,
+    run: str | Path,
     count: int,
     strategy: str = "random",
     *,
@@ -55,7 +56,7 @@ def select(
     """Choose what to label next for a finished translator, and write it.
 
     Args:
-        run: the directory of a translator, or of a sweep: its best one.
+        run: directory or name of a translator, or of a sweep: its best one; or ``latest``.
         count: images, or with a grid cells.
         out: output directory; by default one in the run's directory.
         grid: columns and rows of the cells that are chosen in place of whole images; a strategy for cells has its own.
@@ -63,7 +64,7 @@ def select(
     Raises:
         UserError: no translator, no such strategy, or a pool too small.
     """
-    job = find_translator(run)
+    job = find_translator(resolve_run(run))
     find_strategy(strategy)
     grid = grid or default_grid(job, strategy)
     check_count(job, count, grid)

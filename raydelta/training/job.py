@@ -309,35 +309,6 @@ def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
         ) from error
 
 
-LATEST = "latest"
-
-
-def locate_run(run: str, runs: Path) -> Path:
-    """The directory that a command line names; ``latest`` is the newest in the runs directory."""
-    return find_latest(runs) if run == LATEST and not Path(run).exists() else Path(run)
-
-
-def find_latest(runs: Path) -> Path:
-    """The newest finished sweep or training in a runs directory; what belongs to a sweep stands behind it.
-
-    Raises:
-        UserError: there is none.
-    """
-    sweeps = [path.parent for path in runs.glob(f"*/{BEST}")]
-    inside = {
-        named
-        for sweep in sweeps
-        if (sweep / METHOD_STAGES).exists()
-        for entry in _read_methods(sweep).values()
-        for named in (entry["stage"], *entry["members"])
-    }
-    found = [path for path in runs.glob(f"*/{STAGE}") if path.parent.name not in inside]
-    found += [sweep / BEST for sweep in sweeps]
-    if not found:
-        raise UserError(f"{runs}: no finished sweep or training there; name a run, or say with --runs where they are")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
 def label_ids(job: Job) -> tuple[list[str], list[str]]:
     """The ids behind the job's label budget: training, validation."""
     if job.kind == "expert":

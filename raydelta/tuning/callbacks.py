@@ -7,16 +7,16 @@ that is open.
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raydelta.compute.gauges import record_trials
 from raydelta.config import Config, flatten
 from raydelta.progress import Progress
+from raydelta.results.gallery import draw_trainings
 from raydelta.results.table import Row
+from raydelta.training.job import Job
+from raydelta.training.run import prune
 from raydelta.tuning import trackers
-
-if TYPE_CHECKING:
-    from raydelta.training.job import Job
 
 
 def show_progress(progress: Progress, trials: int, steps: int, total: int | None, sweep: str) -> Any:
@@ -63,7 +63,7 @@ def show_progress(progress: Progress, trials: int, steps: int, total: int | None
     return ShowProgress()
 
 
-def prune_trials(job_of: Callable[[dict[str, Any]], "Job"]) -> Any:
+def prune_trials(job_of: Callable[[dict[str, Any]], Job]) -> Any:
     """A callback that removes the checkpoints of trials that ended early, which would fill the disk.
 
     The best trial's stay: what is trained after the sweep goes on from them.
@@ -72,8 +72,6 @@ def prune_trials(job_of: Callable[[dict[str, Any]], "Job"]) -> Any:
         job_of: what Tune passes to a trial → the job that it trains.
     """
     from ray import tune
-
-    from raydelta.training.run import prune  # it loads torch
 
     class PruneTrials(tune.Callback):
         """Holds the last mIoU of every trial, and the configs of those that ended and still have checkpoints."""
@@ -106,7 +104,7 @@ def prune_trials(job_of: Callable[[dict[str, Any]], "Job"]) -> Any:
     return PruneTrials()
 
 
-def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep: str) -> Any:
+def tell_trackers(job_of: Callable[[dict[str, Any]], Job], base: Config, sweep: str) -> Any:
     """A callback that starts, logs and ends every trial as a child of the sweep's run.
 
     Args:
@@ -154,21 +152,23 @@ def tell_trackers(job_of: Callable[[dict[str, Any]], "Job"], base: Config, sweep
 def tell_results(
     directory: Path,
     config: Config,
-    jobs: Sequence["Job"],
+    jobs: Sequence[Job],
     rows: Sequence[Row],
-    best: dict[str, Any] | None,
+    best: float | None,
     gpus: float,
 ) -> None:
-    """Tell the trackers what a sweep ends with: pictures of everything that was trained, the table, the best trial."""
-    from raydelta.results.gallery import draw_trainings
+    """Tell the trackers what a sweep ends with: pictures of everything that was trained, the table, the best trial.
 
+    Args:
+        best: validation mIoU of the best trial, in percent.
+    """
     finished = {job.directory.name: job for job in jobs if job.kind != "expert" and job.done}
     pictures = draw_trainings(finished, directory / "pictures", gpus)
     for name, job in finished.items():
         trackers.start(trackers.Run(name, job.kind, changes(job.config, config), directory.name))  # if not told before
         trackers.show(name, pictures[name])
         trackers.end(name, ok=True)
-    figures = trackers.table_figures(rows) | ({"miou": best["miou"]} if best is not None else {})
+    figures = trackers.table_figures(rows) | ({"miou": best} if best is not None else {})
     trackers.log(directory.name, figures)
     files = [directory / name for name in ("table.csv", "table.json", "trials.json", "best.yaml", "report.html")]
     trackers.show(directory.name, directory / "strips.png", rows, files)

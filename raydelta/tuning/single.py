@@ -1,24 +1,29 @@
 """One training by itself: ``raydelta train expert`` and ``raydelta train translator``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, flatten, without_tracking
 from raydelta.data.prepare import check_data, prepare_data
 from raydelta.progress import Progress
 from raydelta.training.curve import losses_of
-from raydelta.training.job import read_stage
+from raydelta.training.job import Job, make_job, read_stage
+from raydelta.training.on_ray import train_on_ray
 from raydelta.tuning import trackers
 
-if TYPE_CHECKING:
-    from raydelta.training.job import Job
 
+def train_expert(config: Config, runs: str | Path = "runs") -> Job:
+    """Train the expert on the running Ray or a private one, unless the same one was trained before.
 
-def train_expert(config: Config, runs: Path) -> "Job":
-    """The expert's job, trained on the running Ray or a private one, unless the same one was trained before.
+    Data sets are opened, imported or made first.
 
-    Data sets are opened or made as ``prepare_data`` does.
+    Args:
+        config: from ``load_config``.
+        runs: output directory.
+
+    Returns:
+        the finished job; its ``directory`` holds the checkpoint.
 
     Raises:
         UserError: bad data or settings, or the cluster cannot give so many workers.
@@ -27,8 +32,15 @@ def train_expert(config: Config, runs: Path) -> "Job":
     return _train("expert", config, runs)
 
 
-def train_translator(config: Config, runs: Path) -> "Job":
-    """One translator's job, trained after the expert, unless the same one was trained before.
+def train_translator(config: Config, runs: str | Path = "runs") -> Job:
+    """Train one translator, and the expert before it, unless the same ones were trained before.
+
+    Args:
+        config: from ``load_config``.
+        runs: output directory.
+
+    Returns:
+        the finished job; its ``directory`` holds the checkpoint.
 
     Raises:
         UserError: as ``train_expert``, or guidance is asked for without labels.
@@ -37,20 +49,17 @@ def train_translator(config: Config, runs: Path) -> "Job":
     return _train("translator", config, runs)
 
 
-def _train(kind: Literal["expert", "translator"], config: Config, runs: Path) -> "Job":
+def _train(kind: Literal["expert", "translator"], config: Config, runs: str | Path) -> Job:
     check_data(config)
     ensure_ray()
-    runs = runs.resolve()
+    runs = Path(runs).resolve()
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     with trackers.open_trackers(tracking, runs):
         expert = _train_one("expert", config, runs, None)
         return expert if kind == "expert" else _train_one(kind, config, runs, expert.directory)
 
 
-def _train_one(kind: Literal["expert", "translator"], config: Config, runs: Path, expert: Path | None) -> "Job":
-    from raydelta.training.job import make_job
-    from raydelta.training.on_ray import train_on_ray
-
+def _train_one(kind: Literal["expert", "translator"], config: Config, runs: Path, expert: Path | None) -> Job:
     job = make_job(kind, config, runs, expert)
     name, progress = job.directory.name, Progress(kind)
 

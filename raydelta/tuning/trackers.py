@@ -27,7 +27,7 @@ from raydelta.storage import fingerprint, without_secrets
 FOLDER = "tensorboard"
 """Below the run directory: ``tensorboard --logdir runs/tensorboard`` shows all."""
 
-PATIENCE = 300.0  # seconds for which a tracker that is down is told the same thing again
+RETRIED = 300.0  # seconds for which a tracker that is down is told the same thing again
 PAUSE = 5.0  # seconds between two attempts
 FLUSH = 5.0  # seconds after which TensorBoard sees a figure
 FAREWELL = 30.0  # seconds that the end of a command waits for a tracker
@@ -212,7 +212,7 @@ class _Teller:
                 self._warned = True
                 reason = " ".join(str(error).split())[:300]
                 warnings.warn(f"{self.name}: {reason}; trying again, the training goes on without it", stacklevel=2)
-            given_up = self._finishing.is_set() or now - self._down_since > PATIENCE
+            given_up = self._finishing.is_set() or now - self._down_since > RETRIED
             self._lost += given_up
             return given_up
 

@@ -11,32 +11,31 @@ import re
 import secrets
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from raydelta.compute.cluster import Cluster
 from raydelta.compute.gauges import record_training
+from raydelta.compute.tasks import cause_of
 from raydelta.config import Config, override
 from raydelta.data.streams import TrainingSet
 from raydelta.errors import UserError
 from raydelta.progress import Progress
+from raydelta.results.sweep import Trial
 from raydelta.search_space import Space
 from raydelta.storage import FileLock, exclusive, fingerprint, write_atomically
 from raydelta.training.curve import CURVE, read_curve
-from raydelta.training.job import Job, read_stage
+from raydelta.training.job import Job, make_job, read_stage
 from raydelta.training.on_ray import train_on_ray
 from raydelta.training.run import train_alone, working_directory
 from raydelta.tuning.callbacks import prune_trials, show_progress, tell_trackers
 from raydelta.tuning.halving import expect_steps, make_milestones, make_scheduler
-
-if TYPE_CHECKING:
-    from raydelta.training.job import Job
-
 
 DRIVER = {"node:__internal_head__": 0.001}
 """What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
@@ -88,8 +87,8 @@ class Trainer:
     space: Space
     name: str  # of the sweep
 
-    def sweep(self, directory: Path, resume: bool) -> list[dict[str, Any]]:
-        """Overrides, validation mIoU, device seconds and error of every trial."""
+    def sweep(self, directory: Path, resume: bool) -> Any:
+        """Run the trials of the space: Ray Tune's ResultGrid."""
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
         from ray.tune.search import ConcurrencyLimiter
@@ -132,28 +131,40 @@ class Trainer:
         param_space = {"kind": "translator", "overrides": search}
         saving = replace(self, config=override(self.config, {"compute.checkpoint_every": every}))
         with exclusive(directory):
-            results = saving._fit(
+            return saving._fit(
                 directory, param_space, tune_config, "sweep", space.trials * grid, steps, resume, total=total
             )
-        return [
-            {
-                "overrides": result.config["overrides"],
-                "miou": (result.metrics or {}).get("miou"),
-                "step": (result.metrics or {}).get("step", 0),
-                "device_seconds": (result.metrics or {}).get("device_seconds", 0.0),
-                "stopped_early": (result.metrics or {}).get("step", 0) < steps,
-                "error": None if result.error is None else last_line(result.error),
-            }
-            for result in results
-        ]
 
-    def finish(self, jobs: Sequence[Any]) -> None:
+    def read(self, results: Any) -> list[Trial]:
+        """The trials of a ResultGrid."""
+        trials = []
+        for result in results:
+            metrics, overrides = result.metrics or {}, result.config["overrides"]
+            trial = Trial(
+                overrides=overrides,
+                miou=metrics.get("miou"),
+                step=metrics.get("step", 0),
+                device_seconds=metrics.get("device_seconds", 0.0),
+                error=None if result.error is None else last_line(result.error),
+                ended=True,
+                stopped_early=metrics.get("step", 0) < self.config.translator.steps,
+            )
+            names = [job.directory.name for job in self.jobs_of([trial])]
+            trials.append(replace(trial, stage=next(iter(names), None)))
+        return trials
+
+    def jobs_of(self, trials: Sequence[Trial]) -> list[Job]:
+        """The jobs behind the trials that did not fail."""
+        settings = [{"kind": "translator", "overrides": trial.overrides} for trial in trials if trial.error is None]
+        return [job_of(each, self.config, self.expert, self.runs) for each in settings]
+
+    def finish(self, jobs: Sequence[Job]) -> None:
         """Train jobs to their end, side by side."""
         directory = self.runs / "unfinished" / f"jobs-{fingerprint([job.directory.name for job in jobs])}"
         with exclusive(directory):
             self._finish(directory, jobs)
 
-    def _finish(self, directory: Path, jobs: Sequence[Any]) -> None:
+    def _finish(self, directory: Path, jobs: Sequence[Job]) -> None:
         from ray import tune
 
         if all(job.done for job in jobs):
@@ -184,7 +195,7 @@ class Trainer:
         steps: int,
         resume: bool,
         total: int | None = None,
-    ) -> list[Any]:
+    ) -> Any:
         from ray import tune
         from ray.tune.logger import JsonLoggerCallback
 
@@ -197,11 +208,8 @@ class Trainer:
             reserved,
         )
         progress = Progress(title)
-        if resume and tune.Tuner.can_restore(str(directory)):
-            tuner = tune.Tuner.restore(
-                str(directory), trainable, param_space=param_space, resume_unfinished=True, restart_errored=True
-            )
-        else:
+        tuner = _restore(directory, trainable, param_space) if resume else None
+        if tuner is None:
             shutil.rmtree(directory, ignore_errors=True)
             directory.parent.mkdir(parents=True, exist_ok=True)
             run_config = tune.RunConfig(
@@ -217,11 +225,30 @@ class Trainer:
                 verbose=0,
             )
             tuner = tune.Tuner(trainable, param_space=param_space, tune_config=tune_config, run_config=run_config)
-        results = list(tuner.fit())
+        results = tuner.fit()
         scores = [r.metrics["miou"] for r in results if r.metrics and "miou" in r.metrics]
         best = f"  best validation mIoU {max(scores):.1f} %" if scores else ""
         progress.finish(f"{len(results)} trainings{best}")
         return results
+
+
+def _restore(directory: Path, trainable: Any, param_space: Any) -> Any:
+    """The Tuner of a sweep that was stopped; None if there is none, or none that this version can read."""
+    from ray import tune
+
+    if not tune.Tuner.can_restore(str(directory)):
+        return None
+    try:
+        return tune.Tuner.restore(
+            str(directory), trainable, param_space=param_space, resume_unfinished=True, restart_errored=True
+        )
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # Tune pickles callbacks by their module
+        warnings.warn(
+            f"{directory}: Ray Tune's state is of another version and cannot be read ({error}); the search begins "
+            "anew, and no training that has finished is repeated",
+            stacklevel=2,
+        )
+        return None
 
 
 def _trial(
@@ -239,9 +266,8 @@ def _trial(
     tune_trial(job, {name: large[name] for name in job.large_sets}, resources)
 
 
-def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> "Job":
-    from raydelta.training.job import make_job
-
+def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> Job:
+    """The job behind what Tune passes to a trial."""
     if "job" in settings:
         return make_job(settings["job"]["kind"], Config(**settings["job"]["config"]), runs, expert)
     return make_job(settings["kind"], override(base, settings["overrides"]), runs, expert)
@@ -250,8 +276,6 @@ def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> 
 def last_line(error: BaseException) -> str:
     """What a trial has failed of, in a line that says what to do."""
     from ray.exceptions import OutOfMemoryError
-
-    from raydelta.compute.tasks import cause_of
 
     cause = cause_of(error)
     if isinstance(cause, OutOfMemoryError):  # its last lines are about Ray's settings

@@ -1,34 +1,38 @@
 """The main job: data, expert, sweep, table, pictures, report. Validation labels alone choose the best trial."""
 
 import itertools
-import json
 import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
-from raydelta.config import Config, flatten, load_config, override, parse_override, save_config, without_tracking
-from raydelta.data.prepare import check_data, evaluation_split, prepare_data
+from raydelta.compute.cluster import Cluster
+from raydelta.config import Config, TrackingConfig, flatten, override, save_config, without_tracking
+from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
+from raydelta.data.streams import is_streamed, share_cpus
 from raydelta.errors import UserError
 from raydelta.progress import Progress
+from raydelta.recipes import METHODS
+from raydelta.results.evaluate import evaluate_on_ray
+from raydelta.results.gallery import draw_gallery, draw_strips
+from raydelta.results.label_curve import sum_up
 from raydelta.results.recommend import recommend
-from raydelta.results.sweep import Sweep, record_sweep
+from raydelta.results.report import write_report
+from raydelta.results.sweep import Sweep, Trial, record_sweep, sweep_directory, write_trials
 from raydelta.results.table import Row, write_table
-from raydelta.search_space import Space, load_space, within_labels
-from raydelta.storage import fingerprint, write_atomically
+from raydelta.search_space import Space, open_space, within_labels
+from raydelta.selection.replay import draw_choices, replay
+from raydelta.training.assemble import open_large_sets
+from raydelta.training.job import Job, make_job, record_methods
 from raydelta.tuning import trackers
 from raydelta.tuning.best import write_best
 from raydelta.tuning.callbacks import tell_results
 from raydelta.tuning.single import train_expert
-from raydelta.tuning.trials import Trainer, job_of, trial_resources
-
-if TYPE_CHECKING:
-    pass
-
+from raydelta.tuning.start import Announce, start
+from raydelta.tuning.trials import Trainer, trial_resources
 
 DRAWN = ("unguided", "guided", "joint training", "student")
 """Methods whose pictures stand beside each other after a run."""
@@ -47,22 +51,27 @@ class Outcome:
     failed: list[str]
     pictures: Path | None
     report: Path | None  # None: it could not be written, and a warning has said why
+    results: Any  # Ray Tune's ResultGrid of the search; None: nothing was searched
 
 
-def run_tune(
-    space_name: str = "laptop",
+def tune(
+    space: str = "laptop",
     overrides: Sequence[str] = (),
     *,
     preset: str | None = None,
-    config_file: Path | None = None,
-    runs: Path = Path("runs"),
+    config_file: str | Path | None = None,
+    runs: str | Path = "runs",
     resume: bool = False,
-    announce: Any = lambda cluster, preset: None,
+    announce: Announce = lambda cluster, preset: None,
 ) -> Outcome:
     """The main job: make or open the data, train the expert once, sweep the translator, compare, draw.
 
     Args:
+        space: a shipped search space by name, or a YAML file of one.
+        overrides: ``section.field=value`` for a config field or one of the space (``trials=4``).
         preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
+        config_file: YAML file with config fields.
+        runs: output directory.
         resume: continue a sweep that was stopped, with what its scheduler and search know; else it is begun anew, but
             no training is: finished ones stay, unfinished ones go on from their last checkpoint.
         announce: called with the cluster and the preset before the work starts.
@@ -70,22 +79,61 @@ def run_tune(
     Raises:
         UserError: bad input, or no trial succeeded.
     """
-    space = load_space(space_name)
-    given = dict(map(parse_override, overrides))
-    config = load_config(preset or "laptop", config_file, space.config | given)  # complains, if at all, now
-    tracking = config.tracking
-    trackers.check_trackers(tracking)
-    check_data(config)
-    for key in set(given) & set(space.search):
-        raise UserError(f"{key} is searched by the space {space_name!r}; remove the override or the dimension")
-    cluster = ensure_ray()
-    preset = choose_preset(preset, cluster)
-    announce(cluster, preset)
-    warm_up()
+    file = Path(config_file) if config_file else None
+    task = _open(space, overrides, preset, file, Path(runs), announce)
+    with trackers.open_trackers(task.tracking, task.runs):
+        plan = _plan(task, train_expert(task.config, task.runs))
+        found = _search(plan, resume)
+        jobs = _train_rows(plan, found.config)
+        rows = _evaluate(plan, jobs)
+        return _conclude(plan, found, jobs, rows)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What was asked for, checked, with the data at hand."""
+
+    name: str  # of the space
+    space: Space
+    config: Config
+    tracking: TrackingConfig
+    runs: Path
+    cluster: Cluster
+    command: str  # that does the same again
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A sweep about to run."""
+
+    space: Space
+    config: Config  # under all trials
+    directory: Path
+    expert: Job
+    train: Trainer
+    gpus: float  # of one evaluation or picture
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the search has found; with nothing to search, the config as it is."""
+
+    config: Config
+    trials: list[Trial]
+    best: Trial | None
+    results: Any
+
+
+def _open(
+    name: str, overrides: Sequence[str], preset: str | None, config_file: Path | None, runs: Path, announce: Announce
+) -> _Task:
+    space, fields = open_space(name, overrides)
+    for key in set(fields) & set(space.search):
+        raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")
+    cluster, preset, config = start(space.config | fields, preset, config_file, announce)
     trial_resources(space, cluster)
-    config = load_config(preset, config_file, space.config | given)
     runs = runs.resolve()
-    config = without_tracking(prepare_data(config, runs))
+    tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     real = read_manifest(config.data.real)
     if real.splits["train"].labelled == 0:
         raise UserError(
@@ -98,34 +146,24 @@ def run_tune(
     if evaluation_split(real) is None:
         warnings.warn(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
-            stacklevel=2,
+            stacklevel=3,
         )
     shown = [override for override in overrides if not override.startswith("tracking.")]  # may name a server, or a key
-    arguments = [space_name, *shown, "--preset", preset, "--runs", str(runs)]
+    arguments = [name, *shown, "--preset", preset, "--runs", str(runs)]
     command = shlex.join(["raydelta", "tune", *arguments, *(["--config", str(config_file)] if config_file else [])])
-    with trackers.open_trackers(tracking, runs):
-        expert = train_expert(config, runs)
-        return _sweep_and_compare(space, Path(space_name).stem, config, expert, runs, cluster, resume, command)
+    return _Task(Path(name).stem, space, config, tracking, runs, cluster, command)
 
 
-def _sweep_and_compare(
-    space: Space, name: str, config: Config, expert: Any, runs: Path, cluster: Cluster, resume: bool, command: str
-) -> Outcome:
-    from raydelta.data.streams import is_streamed, share_cpus
-    from raydelta.recipes import METHODS
-    from raydelta.results.evaluate import evaluate_on_ray
-    from raydelta.results.gallery import draw_gallery, draw_strips
-    from raydelta.results.label_curve import sum_up
-    from raydelta.results.report import write_report
-    from raydelta.selection.replay import draw_choices, replay
-    from raydelta.training.assemble import open_large_sets
-    from raydelta.training.job import Job, make_job, record_methods
-
-    config = override(config, {"compute.workers": space.resources.workers})
-    decides = config.model_dump(mode="json", exclude={"tracking"})
-    directory = runs / f"tune-{name}-{fingerprint([space.model_dump(), decides])}"
-    trackers.start(trackers.Run(directory.name, "tune", {"space": name} | flatten(decides)))
-    large = open_large_sets(make_job("translator", config, runs, expert.directory))
+def _plan(task: _Task, expert: Job) -> _Plan:
+    """Name the sweep, open its data once for all trials, and divide the cluster."""
+    space, cluster = task.space, task.cluster
+    config = override(task.config, {"compute.workers": space.resources.workers})
+    sweep = Sweep(command=task.command, space=space, config=config, expert=expert.directory.name)
+    data = read_manifest(config.data.real).name.removesuffix("-stand-in")
+    directory = sweep_directory(task.runs, task.name, data, sweep)
+    decides = flatten(config.model_dump(mode="json", exclude={"tracking"}))
+    trackers.start(trackers.Run(directory.name, "tune", {"space": task.name} | decides))
+    large = open_large_sets(make_job("translator", config, task.runs, expert.directory))
     resources, concurrent = trial_resources(space, cluster)
     streamed = [rows for rows in large.values() if is_streamed(rows)]
     if streamed:  # workers that reserve every CPU would starve Ray Data for ever
@@ -134,88 +172,109 @@ def _sweep_and_compare(
     elif space.resources.workers == 1 and space.algorithm == "random":
         # Not drivers of several workers, which take no place, nor what Optuna draws, which has to know the last ones.
         concurrent = space.concurrent or 0
-    train = Trainer(config, expert.directory, runs, large, resources, concurrent, space, directory.name)
-    record_sweep(directory, Sweep(command=command, space=space, config=config, expert=expert.directory.name))
-
-    results = train.sweep(directory / "sweep", resume) if space.search else []
-    best = _best_of(results) if space.search else None
-    if best is not None:
-        write_atomically(directory / "trials.json", json.dumps(results, indent=1))
-    chosen = override(config, best["overrides"]) if best is not None else config
-
-    seeds = space.table.seeds or (chosen.seed,)
-    jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
-    if space.replay is not None:
-        jobs += replay(
-            space.replay, seeds, space.table.methods, override(chosen, {"labels.ids": None}), expert, train.finish
-        )
-    else:
-        for seed, budget in itertools.product(seeds, space.table.budgets or [chosen.labels.budget]):
-            at = override(chosen, {"seed": seed, "labels.budget": budget})
-            for name in space.table.methods:
-                method = METHODS[name]
-                jobs.append((name, make_job(method.kind, override(at, method.overrides), runs, expert.directory)))
-    # Some do not depend on the budget.
-    jobs = list({(method, job.directory): (method, job) for method, job in jobs}.values())
-    for wave in in_waves([job for _, job in jobs]):
-        train.finish(wave)
-
-    progress = Progress("evaluation")
-    gpus = resources.get("GPU", float(cluster.gpus > 0))
-    rows = evaluate_on_ray(jobs, gpus, progress)
-    progress.finish(f"{len(rows)} rows")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_table(directory, rows)
-    by_method = dict(jobs)
-    pictures = directory / "strips.png"
-    findings = []
-    if space.replay is not None:
-        findings = sum_up(space.replay, space.table.methods, rows)
-        draw_choices(space.replay, jobs, pictures)
-    elif "guided" in by_method:
-        draw_strips([by_method[name] for name in DRAWN if name in by_method], pictures, gpus)
-    record_methods(directory, chosen, runs)
-    save_config(override(chosen, {"compute.workers": None}), directory / "best.yaml")
-    try:
-        write_best(directory, [job for _, job in jobs], recommend(rows).overall)
-    except Exception as error:  # hours of training are not lost over a copy
-        warnings.warn(f"{directory}: no best/, the results are whole: {error}", stacklevel=2)
-    report = None
-    try:
-        report = write_report(directory, lambda job: draw_gallery(job, gpus))
-    except Exception as error:  # hours of training are not lost over a page
-        again = f"raydelta report {directory}"
-        warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=2)
-    settings = [{"kind": "translator"} | result for result in results if result["error"] is None]
-    trials = [job_of(each, config, expert.directory, runs) for each in settings]
-    tell_results(directory, config, [*trials, *(job for _, job in jobs)], rows, best, gpus)
-    return Outcome(
-        directory=directory,
-        rows=rows,
-        best=best["overrides"] if best else None,
-        best_miou=best["miou"] if best else None,
-        config=directory / "best.yaml",
-        findings=findings,
-        failed=[f"{result['overrides']}: {result['error']}" for result in results if result["error"]],
-        pictures=pictures if pictures.exists() else None,
-        report=report,
-    )
+    train = Trainer(config, expert.directory, task.runs, large, resources, concurrent, space, directory.name)
+    record_sweep(directory, sweep)
+    return _Plan(space, config, directory, expert, train, resources.get("GPU", float(cluster.gpus > 0)))
 
 
-def _best_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    finished = [result for result in results if result["miou"] is not None]
-    if not finished:
-        reasons = {result["error"] for result in results if result["error"]}
+def _search(plan: _Plan, resume: bool) -> _Found:
+    """Run the trials; the best one's fields go into the config of all that follows."""
+    if not plan.space.search:
+        return _Found(plan.config, [], None, None)
+    results = plan.train.sweep(plan.directory / "sweep", resume)
+    trials = plan.train.read(results)
+    best = _best_of(trials)
+    write_trials(plan.directory, trials)
+    return _Found(override(plan.config, best.overrides), trials, best, results)
+
+
+def _best_of(trials: Sequence[Trial]) -> Trial:
+    scored = [(trial.miou, trial) for trial in trials if trial.miou is not None]
+    if not scored:
+        reasons = {trial.error for trial in trials if trial.error}
         raise UserError(
             "no trial of the sweep has a validation mIoU: "
             + ("; ".join(sorted(reasons)) or "labels.validation must be at least 1, and the real set needs labels")
         )
-    return max(finished, key=lambda result: result["miou"])
+    return max(scored, key=lambda pair: pair[0])[1]
 
 
-def in_waves(jobs: Sequence[Any]) -> list[list[Any]]:
+def _train_rows(plan: _Plan, config: Config) -> list[tuple[str, Job]]:
+    """The rows of the table, all trained: method and job."""
+    space, runs = plan.space, plan.train.runs
+    seeds = space.table.seeds or (config.seed,)
+    jobs: list[tuple[str, Job]] = [("synthetic only", plan.expert)]
+    if space.replay is not None:
+        seeded = override(config, {"labels.ids": None})
+        jobs += replay(space.replay, seeds, space.table.methods, seeded, plan.expert, plan.train.finish)
+    else:
+        for seed, budget in itertools.product(seeds, space.table.budgets or [config.labels.budget]):
+            at = override(config, {"seed": seed, "labels.budget": budget})
+            for name in space.table.methods:
+                method = METHODS[name]
+                jobs.append((name, make_job(method.kind, override(at, method.overrides), runs, plan.expert.directory)))
+    # Some do not depend on the budget.
+    jobs = list({(method, job.directory): (method, job) for method, job in jobs}.values())
+    for wave in in_waves([job for _, job in jobs]):
+        plan.train.finish(wave)
+    return jobs
+
+
+def _evaluate(plan: _Plan, jobs: list[tuple[str, Job]]) -> list[Row]:
+    progress = Progress("evaluation")
+    rows = evaluate_on_ray(jobs, plan.gpus, progress)
+    progress.finish(f"{len(rows)} rows")
+    write_table(plan.directory, rows)
+    return rows
+
+
+def _conclude(plan: _Plan, found: _Found, jobs: list[tuple[str, Job]], rows: list[Row]) -> Outcome:
+    """Pictures, the best config, the report; the trackers are told."""
+    space, directory = plan.space, plan.directory
+    pictures, findings = _draw(plan, jobs), []
+    if space.replay is not None:
+        findings = sum_up(space.replay, space.table.methods, rows)
+    record_methods(directory, found.config, plan.train.runs)
+    save_config(override(found.config, {"compute.workers": None}), directory / "best.yaml")
+    try:
+        write_best(directory, [job for _, job in jobs], recommend(rows).overall)
+    except Exception as error:  # hours of training are not lost over a copy
+        warnings.warn(f"{directory}: no best/, the results are whole: {error}", stacklevel=3)
+    report = None
+    try:
+        report = write_report(directory, lambda job: draw_gallery(job, plan.gpus))
+    except Exception as error:  # hours of training are not lost over a page
+        again = f"raydelta report {directory}"
+        warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=3)
+    trained = [*plan.train.jobs_of(found.trials), *(job for _, job in jobs)]
+    tell_results(directory, plan.config, trained, rows, found.best.miou if found.best else None, plan.gpus)
+    return Outcome(
+        directory=directory,
+        rows=rows,
+        best=found.best.overrides if found.best else None,
+        best_miou=found.best.miou if found.best else None,
+        config=directory / "best.yaml",
+        findings=findings,
+        failed=[f"{trial.overrides}: {trial.error}" for trial in found.trials if trial.error],
+        pictures=pictures,
+        report=report,
+        results=found.results,
+    )
+
+
+def _draw(plan: _Plan, jobs: list[tuple[str, Job]]) -> Path | None:
+    """The strips of pictures beside the table, if there is anything to compare."""
+    path, by_method = plan.directory / "strips.png", dict(jobs)
+    if plan.space.replay is not None:
+        draw_choices(plan.space.replay, jobs, path)
+    elif "guided" in by_method:
+        draw_strips([by_method[name] for name in DRAWN if name in by_method], path, plan.gpus)
+    return path if path.exists() else None
+
+
+def in_waves(jobs: Sequence[Job]) -> list[list[Job]]:
     """The jobs and all they build on, but for the expert, in waves: every job's parents are in an earlier one."""
-    waves: dict[int, dict[Path, Any]] = {}
+    waves: dict[int, dict[Path, Job]] = {}
     for job in jobs:
         for each in [*job.parents, job]:
             if each.kind != "expert" and not each.recipe.members:
@@ -223,5 +282,5 @@ def in_waves(jobs: Sequence[Any]) -> list[list[Any]]:
     return [list(waves[depth].values()) for depth in sorted(waves)]
 
 
-def _depth(job: Any) -> int:
+def _depth(job: Job) -> int:
     return 1 + max((_depth(parent) for parent in job.parents), default=0)

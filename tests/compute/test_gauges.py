@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from raydelta.compute import gauges
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 from tests.test_search_space import write_space
 from tests.tiny import TINY_ARGUMENTS
 
@@ -52,7 +52,7 @@ def test_a_sweep_shows_in_the_metrics_and_the_dashboard_asks_for_them(ray_sessio
         table={"methods": ["guided"]},
     )
     with scraping() as lines:
-        outcome = run_tune(str(space), TINY_ARGUMENTS, runs=tmp_path / "runs")
+        outcome = tune(str(space), TINY_ARGUMENTS, runs=tmp_path / "runs")
         sweep = f"{outcome.directory.name}/sweep"
         expert = next((tmp_path / "runs").glob("expert-*")).name
         translator = next((tmp_path / "runs").glob("translator-*")).name

@@ -167,7 +167,7 @@ def test_a_cluster_file_that_is_none_is_named(tmp_path: Path, text: str) -> None
 def test_a_typo_is_one_message_on_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(LOCAL | {"max_wokers": 3}))
-    for command in (["tune", "--cluster", file], ["runs", "--cluster", file], ["dashboard", file]):
+    for command in (["tune", "--cluster", file], ["jobs", "--cluster", file], ["dashboard", file]):
         assert "'max_wokers' was unexpected" in refused(*command)
 
 
@@ -182,7 +182,7 @@ def test_a_cluster_that_is_not_up_is_named(tmp_path: Path) -> None:
 
 def test_a_head_that_is_down_is_named(home: Path) -> None:
     port = free_port()
-    for command in (["tune", "--runs", "/shared/runs"], ["runs"], ["runs", "job.1"]):
+    for command in (["tune", "--runs", "/shared/runs"], ["jobs"], ["jobs", "job.1"]):
         errors = refused(*command, "--address", f"http://127.0.0.1:{port}", HOME=str(home))
         assert f"http://127.0.0.1:{port}: nothing answers there" in errors
 
@@ -240,7 +240,7 @@ def test_what_the_cluster_could_not_do_is_said_before_it_is_asked(arguments: lis
 
 def test_a_wrong_token_and_none_are_named(head: str, tmp_path: Path) -> None:
     wrong = write_home(tmp_path / "wrong", "1" * 64)
-    for command in (["tune", "--runs", "/shared/runs"], ["runs"]):
+    for command in (["tune", "--runs", "/shared/runs"], ["jobs"]):
         errors = refused(*command, "--address", head, HOME=str(wrong))
         assert f"{head} refuses the token: put the cluster's into ~/.ray/auth_token" in errors
         assert "1" * 64 not in errors
@@ -281,7 +281,7 @@ def test_a_job_says_so_where_the_clusters_python_is_not_for_us(version: tuple[in
 
 
 def test_a_job_that_is_not_there_is_named(head: str, home: Path) -> None:
-    for command in (["runs", "nothing"], ["runs", "nothing", "--stop"]):
+    for command in (["jobs", "nothing"], ["jobs", "nothing", "--stop"]):
         assert "knows no jobs/nothing" in refused(*command, "--address", head, HOME=str(home))
     assert "--stop: name the job" in refused("runs", "--stop")
 
@@ -328,7 +328,7 @@ def test_a_job_is_followed_left_found_again_and_stopped(head: str, home: Path, t
     assert submitted, first
     job = submitted.group(1)
     assert job.startswith("tune-space-")
-    assert f"follow it again: raydelta runs {job} --address {head}" in first
+    assert f"follow it again: raydelta jobs {job} --address {head}" in first
 
     listed = run("runs", "--address", head, HOME=str(home)).stdout
     assert re.search(rf"{job} +running +\d+:\d\d", listed), listed

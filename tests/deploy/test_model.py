@@ -19,8 +19,9 @@ from raydelta.deploy.model import LoadedModel
 from raydelta.deploy.network import build, read_network
 from raydelta.errors import UserError
 from raydelta.results.pictures import overlay
+from raydelta.results.runs import resolve_run
 from raydelta.results.table import Row, write_table
-from raydelta.training.job import locate_run, make_job, read_stage
+from raydelta.training.job import make_job, read_stage
 from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph
 from tests.sets import HEIGHT, WIDTH
@@ -116,15 +117,16 @@ def test_methods_that_lead_elsewhere_are_refused(travelled: Path) -> None:
 
 
 def test_latest_is_the_newest_sweep_or_training_of_its_own(travelled: Path, tmp_path: Path) -> None:
-    assert locate_run("latest", travelled) == travelled / "tune-travels"
+    assert resolve_run("latest", travelled) == travelled / "tune-travels"
     alone = travelled / "student-alone"
     alone.mkdir()
     (alone / "stage.json").write_text("{}")
     os.utime(alone / "stage.json", (time.time() + 60,) * 2)
-    assert locate_run("latest", travelled) == alone
-    assert locate_run("runs/x", travelled) == Path("runs/x")
+    assert resolve_run("latest", travelled) == alone
+    with pytest.raises(UserError, match="runs/x: no such run"):
+        resolve_run("runs/x", travelled)
     with pytest.raises(UserError, match="no finished sweep or training there"):
-        locate_run("latest", tmp_path / "empty")
+        resolve_run("latest", tmp_path / "empty")
 
 
 def recommending(method: str, stage: str) -> Row:

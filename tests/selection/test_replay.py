@@ -9,7 +9,7 @@ from raydelta.results.label_curve import area, format_area, format_clicks, forma
 from raydelta.results.table import read_table
 from raydelta.search_space import ReplayConfig
 from raydelta.training.job import label_ids, read_job
-from raydelta.tuning.tune import Outcome, run_tune
+from raydelta.tuning.tune import Outcome, tune
 from tests.test_results import row
 from tests.tiny import TINY
 
@@ -25,7 +25,7 @@ def outcome(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Outc
     folder = tmp_path_factory.mktemp("replay")
     space = folder / "replay.yaml"
     space.write_text(yaml.safe_dump(REPLAY))
-    return run_tune(str(space), runs=folder / "runs")
+    return tune(str(space), runs=folder / "runs")
 
 
 def test_every_strategy_buys_its_labels_round_by_round(outcome: Outcome) -> None:
@@ -71,7 +71,7 @@ def test_what_the_strategies_save_is_said_and_what_they_chose_is_drawn(outcome: 
 def test_run_again_it_trains_nothing_and_says_the_same(outcome: Outcome) -> None:
     runs = outcome.directory.parent
     stages = {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")}
-    again = run_tune(str(runs.parent / "replay.yaml"), runs=runs)
+    again = tune(str(runs.parent / "replay.yaml"), runs=runs)
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")} == stages
     assert again.findings == outcome.findings
 
@@ -142,7 +142,7 @@ CELLS = {
 def test_cells_buy_as_many_pixels_as_images_and_a_committee_has_its_student(ray_session: None, tmp_path: Path) -> None:
     space = tmp_path / "cells.yaml"
     space.write_text(yaml.safe_dump(CELLS))
-    outcome = run_tune(str(space), runs=tmp_path / "runs")
+    outcome = tune(str(space), runs=tmp_path / "runs")
     rows = [each for each in read_table(outcome.directory) if each.split == "test"]
     by_method = {(each.method, each.labels_train): each for each in rows}
     last, cells = by_method["fine-tuned, random", 5], by_method["fine-tuned, random-cells", 5]

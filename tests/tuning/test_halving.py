@@ -7,7 +7,7 @@ import pytest
 
 from raydelta.results.sweep import Trial, read_trials
 from raydelta.tuning.halving import Rungs, expect_steps, make_milestones
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 from tests.test_search_space import write_space
 from tests.tiny import TINY_ARGUMENTS
 
@@ -80,7 +80,7 @@ def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_pat
             table={"methods": ["guided"]},
         )
         arguments = [*TINY_ARGUMENTS, "translator.steps=20", "compute.checkpoint_every=100"]
-        outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+        outcome = tune(space, arguments, runs=tmp_path / "runs")
         at_once.append(read_trials(outcome.directory))
     trials, again = (sorted(found, key=lambda trial: trial.step) for found in at_once)
     known = [replace(trial, curve=[]) for trial in trials]

@@ -23,7 +23,7 @@ from raydelta.results.table import Row
 from raydelta.training.job import make_job
 from raydelta.tuning import trackers
 from raydelta.tuning.trackers import Run, end, log, open_trackers, show, start
-from raydelta.tuning.tune import run_tune
+from raydelta.tuning.tune import tune
 from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
@@ -186,7 +186,7 @@ def test_a_missing_package_is_named_with_its_command(
     with pytest.raises(UserError, match=rf"pip install 'raydelta\[{name}\]'"), open_trackers(tracking, tmp_path):
         pass
     with pytest.raises(UserError, match="is not installed"):
-        run_tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"tracking.{name}=x"], runs=tmp_path)
+        tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"tracking.{name}=x"], runs=tmp_path)
 
 
 @pytest.mark.parametrize("address", ["https://me:secret@host/", "https://host/?api_key=secret"])
@@ -217,7 +217,7 @@ def test_a_sweep_is_told_and_is_the_same_sweep_without(
     monkeypatch.chdir(tmp_path)
     uri, runs = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "runs"
     space = write_space(tmp_path, table={"methods": ["guided"]})
-    outcome = run_tune(space, [*TINY_ARGUMENTS, f"tracking.mlflow={uri}"], runs=runs)
+    outcome = tune(space, [*TINY_ARGUMENTS, f"tracking.mlflow={uri}"], runs=runs)
     told = MlflowClient(tracking_uri=uri)
     found = {run.info.run_name: run for run in told.search_runs(["1"])}
     stages = {path.parent.name for path in runs.glob("*/stage.json")}
@@ -240,7 +240,7 @@ def test_a_sweep_is_told_and_is_the_same_sweep_without(
     assert not [path for path in runs.rglob("*.yaml") if uri in path.read_text()], "a config is told to nobody"
 
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")}
-    assert run_tune(space, TINY_ARGUMENTS, runs=runs).directory == outcome.directory
+    assert tune(space, TINY_ARGUMENTS, runs=runs).directory == outcome.directory
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")} == before
 
 

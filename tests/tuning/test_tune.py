@@ -10,19 +10,19 @@ from raydelta.errors import UserError
 from raydelta.results.sweep import read_sweep, read_trials
 from raydelta.results.table import read_table
 from raydelta.training.job import make_job
-from raydelta.tuning.tune import in_waves, run_tune
+from raydelta.tuning.tune import in_waves, tune
 from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
 
 def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cycle\.real is searched"):
-        run_tune(write_space(tmp_path), ["cycle.real=3"], runs=tmp_path)
+        tune(write_space(tmp_path), ["cycle.real=3"], runs=tmp_path)
 
 
 def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     space = write_space(tmp_path)
-    outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    outcome = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert outcome.failed == []
     assert outcome.best["guidance.weight"] in (0.3, 0.6)
     rows = read_table(outcome.directory)
@@ -56,7 +56,7 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     outcome.report.mkdir()  # a page that cannot be written costs nothing but itself
     stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")}
     with pytest.warns(UserWarning, match="no report, the results are whole; try raydelta report"):
-        again = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+        again = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert again.report is None
     assert again.rows == outcome.rows
     assert all(len(trial.curve) > 1 for trial in read_trials(again.directory)), "of the run that trained them"
@@ -68,7 +68,7 @@ def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_pa
     space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, scheduler="asha")
     arguments = [argument for argument in TINY_ARGUMENTS if "labels.budget" not in argument]
     with pytest.warns(UserWarning, match="500 labels are more than the 18 that validation leaves: left out"):
-        outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+        outcome = tune(space, arguments, runs=tmp_path / "runs")
     assert outcome.best == {"labels.budget": 4, "translator.start": None}
     (failed,) = outcome.failed
     assert "translator.start" in failed and "translator-gone" in failed.partition("}: ")[2]
@@ -80,7 +80,7 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_se
     table = {"methods": methods, "budgets": [2, 4], "seeds": [0, 1]}
     space = write_space(tmp_path, search={}, table=table, config={"labels.validation": 0})
     arguments = [argument for argument in TINY_ARGUMENTS if "validation" not in argument]
-    outcome = run_tune(space, arguments, runs=tmp_path / "runs")
+    outcome = tune(space, arguments, runs=tmp_path / "runs")
     assert (outcome.best, outcome.best_miou, outcome.failed) == (None, None, [])
     tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.images_of == "test"}
     budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
@@ -96,7 +96,7 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_se
     assert hours["joint training"] > hours["synthetic only"]
     assert hours["ensemble"] == pytest.approx(hours["student"]), "both need the translator and the student"
     made = {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")}
-    again = run_tune(space, arguments, runs=tmp_path / "runs")
+    again = tune(space, arguments, runs=tmp_path / "runs")
     assert again.rows == outcome.rows
     assert {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")} == made
 
@@ -111,7 +111,7 @@ def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(ray_s
         shard.write_bytes(b"nobody may read this before the end")
     methods = ["unguided", "guided", "joint training", "FDA", "student", "pseudo-labels", "mean teacher", "oracle"]
     with pytest.raises(Exception, match=r"test-00000\.parquet"):
-        run_tune(write_space(tmp_path, table={"methods": methods, "seeds": [0]}), TINY_ARGUMENTS, runs=runs)
+        tune(write_space(tmp_path, table={"methods": methods, "seeds": [0]}), TINY_ARGUMENTS, runs=runs)
     (directory,) = runs.glob("tune-*")
     assert (directory / "trials.json").exists(), "the best trial was chosen"
     assert not (directory / "table.json").exists()
@@ -135,7 +135,7 @@ def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_p
     search = {"guidance.weight": {"choice": [0.3]}}
     several = {"resources": {"workers": 2}}
     space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, **several)
-    outcome = run_tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    outcome = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert outcome.failed == []
     assert len(list((tmp_path / "runs").glob("translator-*/stage.json"))) == 1
 
@@ -149,4 +149,4 @@ def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path:
         for index in range(6):
             Image.new("RGB", (64, 32), (index, 90, 90)).save(photographs / "images" / split / f"drive_{index}.png")
     with pytest.raises(UserError, match="a sweep needs labelled photographs"):
-        run_tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"data.real={photographs}"], runs=tmp_path / "runs")
+        tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"data.real={photographs}"], runs=tmp_path / "runs")

@@ -1,0 +1,5 @@
+"""``python -m raydelta``."""
+
+from raydelta.cli import main
+
+main()

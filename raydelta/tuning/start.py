@@ -1,0 +1,47 @@
+"""How every command that trains begins: check the settings, join or start Ray, choose the preset."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
+from raydelta.config import Config, load_config
+from raydelta.data.prepare import check_data
+from raydelta.tuning.trackers import check_trackers
+
+Announce = Callable[[Cluster, str], None]
+
+
+class Started(NamedTuple):
+    """What a command runs on, and the settings that it has there."""
+
+    cluster: Cluster
+    preset: str
+    config: Config
+
+
+def start(
+    fields: Mapping[str, Any],
+    preset: str | None = None,
+    config_file: Path | None = None,
+    announce: Announce = lambda cluster, preset: None,
+) -> Started:
+    """Check the settings, then join the running Ray or start a private one.
+
+    Args:
+        fields: dotted config fields, over preset and file.
+        preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
+        announce: called with the cluster and the preset as soon as both are known.
+
+    Raises:
+        UserError: a bad setting, a tracker that is not installed, or no cluster; bad settings are named before Ray
+            starts.
+    """
+    asked = load_config(preset or "laptop", config_file, fields)
+    check_trackers(asked.tracking)
+    check_data(asked)
+    cluster = ensure_ray()
+    preset = choose_preset(preset, cluster)
+    announce(cluster, preset)
+    warm_up()
+    return Started(cluster, preset, load_config(preset, config_file, fields))
