@@ -39,7 +39,7 @@ def test_a_public_function_keeps_its_parameters_and_says_what_it_does(name: str)
 
 def test_the_import_loads_neither_torch_nor_ray() -> None:
     code = "import sys, raydelta; raydelta.load_config; raydelta.UserError; "
-    code += "assert not {'torch', 'ray', 'pyarrow'} & sys.modules.keys()"
+    code += "assert not {'torch', 'ray'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
