@@ -70,29 +70,18 @@ def stages(runs: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")}
 
 
-def test_a_finished_sweep_is_the_same_one_and_trains_nothing_again(
-    ray_session: None, runs: Path, tmp_path: Path
-) -> None:
-    directory, before = sweep_of(runs, "before"), stages(runs)
-    table = {row.method: row.miou for row in read_table(directory) if row.split == "test"}
-    assert list(table) == ROWS
-    outcome = tune_again(directory, tmp_path)
-    assert outcome.directory == directory
-    assert stages(runs) == before, "no stage has another name, none was trained again"
-    assert {row.method: row.miou for row in outcome.rows if row.split == "test"} == pytest.approx(table, abs=0.2)
+def test_the_same_command_finds_its_sweep_and_its_data(ray_session: None, runs: Path, tmp_path: Path) -> None:
+    """Segmenters are trained differently since, so they are other stages; those of before stay as they are.
 
-
-def test_an_interrupted_sweep_goes_on(ray_session: None, runs: Path, tmp_path: Path) -> None:
-    """Ray Tune's state names modules that are gone, so the search begins anew; what was trained is not repeated."""
+    Ray Tune's state names modules that are gone, so the search begins anew.
+    """
     directory, before = sweep_of(runs, "stopped"), stages(runs)
-    (waiting,) = runs.glob("unfinished/*/checkpoint-18")
-    curve = (waiting.parent / "curve.jsonl").read_text()
     with pytest.warns(UserWarning, match="the search begins anew, and no training that has finished is repeated"):
         outcome = tune_again(directory, tmp_path, resume=True)
     assert outcome.directory == directory and outcome.failed == []
     assert {path: time for path, time in stages(runs).items() if path in before} == before
-    assert sorted(trial.step for trial in read_trials(directory)) == [18, 60]
-    assert (waiting.parent / "curve.jsonl").read_text() == curve, "the one that ended early did not train again"
+    assert max(trial.step for trial in read_trials(directory)) == 60
+    assert len(list(runs.glob("data/*/manifest.json"))) == 2, "no data set was made again"
 
 
 def test_its_report_names_what_was_trained(runs: Path) -> None:
@@ -127,9 +116,9 @@ def test_predict_and_select_take_the_sweep(ray_session: None, runs: Path, tmp_pa
 
 LOSSES: dict[str, list[dict[str, float]]] = {
     "expert": [
-        {"cross_entropy": 2.491836},
-        {"cross_entropy": 2.440018},
-        {"cross_entropy": 2.409292},
+        {"cross_entropy": 2.526414},
+        {"cross_entropy": 2.492381},
+        {"cross_entropy": 2.457092},
     ],
     "translator": [
         {
@@ -170,12 +159,13 @@ LOSSES: dict[str, list[dict[str, float]]] = {
         },
     ],
     "student": [
-        {"cross_entropy": 2.293602},
-        {"cross_entropy": 2.306498},
-        {"cross_entropy": 2.261835},
+        {"cross_entropy": 2.388393},
+        {"cross_entropy": 2.3999},
+        {"cross_entropy": 2.378237},
     ],
 }
-"""The first three steps of commit a08896c on the data sets of the fixture, in fp32 with one thread."""
+"""The first three steps on the data sets of the fixture, in fp32 with one thread. The translator's are those of a08896c;
+the segmenters' were recorded when their augmentation changed, before which they were those of a08896c too."""
 
 
 @pytest.mark.parametrize("kind", ["expert", "translator", "student"])

@@ -285,7 +285,7 @@ def find_job(run: Path, method: str | None = None) -> Job:
 
 
 def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
-    """What ``record_methods`` wrote; for an older sweep, from its config and its data sets.
+    """What ``record_methods`` wrote; for an older sweep, from its table, or else from its config and its data sets.
 
     Raises:
         UserError: the file is damaged, or the data sets of an older sweep are gone.
@@ -300,6 +300,8 @@ def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
         if not all(map(is_beside, parts)):
             raise UserError(f"{path}: names what does not lie beside {run}; not read")
         return named
+    if listed := _methods_of_table(run):
+        return listed
     try:
         return _name_methods(load_config(file=run / BEST), run.resolve().parent)
     except UserError as error:
@@ -307,6 +309,25 @@ def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
             f"{run}: a sweep of an older version, whose models are found by its data sets: {error}; bring them there, "
             f"or name a training in {run.resolve().parent} instead"
         ) from error
+
+
+def _methods_of_table(run: Path) -> dict[str, dict[str, Any]]:
+    """The same from a table whose rows name their stages; of several seeds and budgets, those of the best trial."""
+    config = load_config(file=run / BEST)
+    named: dict[str, dict[str, Any]] = {}
+    try:
+        for row in json.loads((run / "table.json").read_text())["rows"]:
+            best = row["labels_train"] == config.labels.budget
+            if row["seed"] == config.seed and _is_beside(row.get("stage")) and (best or row["method"] not in named):
+                named[row["method"]] = {"stage": row["stage"], "members": []}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    for name, method in METHODS.items():
+        rows = ["guided" if member == "translator" else member for member in RECIPES[method.kind].members]
+        if rows and all(row in named for row in rows):
+            members = [named[row]["stage"] for row in rows]
+            named[name] = {"stage": f"{name.replace(', ', '-').replace(' ', '-')}-{run.name}", "members": members}
+    return named
 
 
 def label_ids(job: Job) -> tuple[list[str], list[str]]:
