@@ -96,6 +96,7 @@ def tune(
     if len(spaces) > 1:
         raise UserError(f"one search space at a time, not {' and '.join(spaces)}")
     space = spaces[0] if spaces else "laptop"
+    config = config or _project_file()
     if cluster or address:
         from raydelta.compute.remote import tune_on_cluster
 
@@ -133,6 +134,15 @@ def tune(
         print(f"pictures     {outcome.pictures}")
     if outcome.report:
         print(f"report       {outcome.report}")
+
+
+@app.command()
+def init(synthetic: Synthetic = None, real: Real = None) -> None:
+    """Write raydelta.yaml into the current folder: commented settings that tune and train read there."""
+    from raydelta.tuning.project import write_project
+
+    print(write_project(Path(), synthetic or "simulated", real or "street"))
+    print("then         raydelta tune")
 
 
 @app.command("runs")
@@ -349,7 +359,7 @@ def train_expert_command(
     from raydelta.tuning.start import start
 
     fields = dict(map(parse_override, _data_overrides(synthetic, None) + (overrides or [])))
-    print(train_expert(start(fields, preset, config, _announce).config, runs).directory)
+    print(train_expert(start(fields, preset, config or _project_file(), _announce).config, runs).directory)
 
 
 @train_app.command("translator")
@@ -367,7 +377,7 @@ def train_translator_command(
     from raydelta.tuning.start import start
 
     fields = dict(map(parse_override, _data_overrides(synthetic, real) + (overrides or [])))
-    print(train_translator(start(fields, preset, config, _announce).config, runs).directory)
+    print(train_translator(start(fields, preset, config or _project_file(), _announce).config, runs).directory)
 
 
 @app.command()
@@ -663,6 +673,16 @@ def _announce(cluster: "Cluster", preset: str) -> None:
     where = f"{cluster.nodes} node{'s' * (cluster.nodes > 1)}, {cluster.cpus} CPUs, {cluster.gpus} GPUs"
     sys.stderr.write(f"raydelta {__version__}  preset {preset}  {where}\n")
     sys.stderr.write(f"dashboard {cluster.dashboard or 'off'}  Ray's logs {cluster.logs}\n")
+
+
+def _project_file() -> Path | None:
+    """The settings in the current folder, named so that nobody wonders where they come from."""
+    from raydelta.tuning.project import find_project
+
+    found = find_project(Path())
+    if found is not None:
+        sys.stderr.write(f"settings from {found.resolve()}\n")
+    return found
 
 
 def _data_overrides(synthetic: str | None, real: str | None) -> list[str]:

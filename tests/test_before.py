@@ -164,8 +164,8 @@ LOSSES: dict[str, list[dict[str, float]]] = {
         {"cross_entropy": 2.378237},
     ],
 }
-"""The first three steps on the data sets of the fixture, in fp32 with one thread. The translator's are those of a08896c;
-the segmenters' were recorded when their augmentation changed, before which they were those of a08896c too."""
+"""The first three steps on the data sets of the fixture, in fp32 with one thread. The translator's are of a08896c;
+the segmenters' were recorded when their augmentation changed, and were of a08896c before."""
 
 
 @pytest.mark.parametrize("kind", ["expert", "translator", "student"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import raydelta
 from raydelta.results.sweep import read_trials
 from raydelta.version import __version__
 from tests.data.test_formats import build
@@ -102,6 +103,17 @@ def test_version_short_help_and_completion() -> None:
     assert told.stdout == f"raydelta {__version__}\n"
     assert "--resume" in run("tune", "-h").stdout
     assert "--install-completion" in run("-h").stdout
+
+
+def test_init_writes_settings_that_tune_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(raydelta.__file__).parents[1]))
+    assert "raydelta tune" in run("init").stdout
+    assert "is there already" in run("init", expect=1).stderr
+    file = tmp_path / "raydelta.yaml"
+    file.write_text(file.read_text().replace("budget: 14", "budgte: 14"))
+    errors = run("tune", expect=1).stderr
+    assert f"settings from {file}" in errors and "did you mean labels.budget?" in errors
 
 
 def test_flags_do_not_pretend_to_take_a_value() -> None:

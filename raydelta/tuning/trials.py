@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,19 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
     return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
 
 
+def optuna_pace(space: Space, fits: int) -> tuple[int, int]:
+    """How many trials Optuna draws at random before it learns, and how many it runs at once.
+
+    What runs at once has not learned from each other: on a large cluster Optuna would else draw every trial before the
+    first result.
+
+    Args:
+        fits: trials that the cluster runs at once; ``space.concurrent`` counts before it.
+    """
+    start = max(2, space.trials // 4)
+    return start, fits if space.concurrent else max(1, min(fits, start))
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Everything that is trained after the expert goes through Ray Tune here."""
@@ -117,7 +131,11 @@ class Trainer:
             from ray.tune.search.optuna import OptunaSearch
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            algorithm = ConcurrencyLimiter(OptunaSearch(seed=self.config.seed), max_concurrent=self.concurrent)
+            start, concurrent = optuna_pace(space, self.concurrent)
+            drawn = f"{start} of {space.trials} trials at random before it learns, {concurrent} at once"
+            sys.stderr.write(f"sweep        Optuna draws {drawn}\n")
+            sampler = optuna.samplers.TPESampler(seed=self.config.seed, n_startup_trials=start)
+            algorithm = ConcurrencyLimiter(OptunaSearch(sampler=sampler), max_concurrent=concurrent)
         tune_config = tune.TuneConfig(
             metric="miou",
             mode="max",
