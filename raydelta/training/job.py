@@ -318,7 +318,7 @@ def _methods_of_table(run: Path) -> dict[str, dict[str, Any]]:
     try:
         for row in json.loads((run / "table.json").read_text())["rows"]:
             best = row["labels_train"] == config.labels.budget
-            if row["seed"] == config.seed and _is_beside(row.get("stage")) and (best or row["method"] not in named):
+            if row["seed"] == config.seed and is_beside(row.get("stage")) and (best or row["method"] not in named):
                 named[row["method"]] = {"stage": row["stage"], "members": []}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
