@@ -24,6 +24,7 @@ RANKS = [f"var(--q{number})" for number in range(1, 6)]  # worst to best fifth o
 REFERENCE = "joint training"
 MIOU, IOU = "test mIoU, percent", "test IoU, percent"
 LINE = 26  # pixels of height for one bar
+ABOVE, BELOW = 0.36, 0.26  # of the distance of two levels: what a level of the trials takes for itself
 CURVES = "curves"
 """Name of the data set that the charts of training curves share."""
 
@@ -62,7 +63,7 @@ def methods_chart(summaries: Sequence[Summary], rows: Sequence[Row]) -> Chart:
         for part in summaries
     ]
     seeds = [{"row": label_of(row), "seed": row.seed, "miou": row.miou} for row in rows]
-    x = alt.X("miou:Q", title=MIOU, scale=alt.Scale(zero=False, nice=True))
+    x = alt.X("miou:Q", title=MIOU, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=8))
     y = alt.Y(
         "row:N", title=None, sort=[line["row"] for line in data], axis=alt.Axis(domain=False, ticks=False, grid=True)
     )
@@ -71,7 +72,7 @@ def methods_chart(summaries: Sequence[Summary], rows: Sequence[Row]) -> Chart:
     spreads = alt.Chart(_values(data)).mark_rule(strokeWidth=3, opacity=0.45, aria=False)
     return _finish(
         alt.layer(
-            spreads.encode(x=alt.X("low:Q", title=MIOU), x2="high:Q", y=y, color=colour),
+            spreads.encode(x=alt.X("low:Q", title=MIOU, axis=alt.Axis(tickCount=8)), x2="high:Q", y=y, color=colour),
             alt.Chart(_values(seeds)).mark_tick(color=MUTED, thickness=1.5, size=12, aria=False).encode(x=x, y=y),
             alt.Chart(_values(data))
             .mark_point(filled=True, size=90, opacity=1)
@@ -122,8 +123,8 @@ def budget_chart(summaries: Sequence[Summary]) -> Chart:
     return _finish(
         alt.layer(
             level.mark_rule(strokeDash=[5, 4], strokeWidth=1.5, aria=False),
-            level.mark_text(align="left", dy=-7, fontSize=11, aria=False).encode(
-                x=alt.value(4), text="method:N", color=alt.value(MUTED)
+            level.mark_text(align="left", dx=6, fontSize=11, aria=False).encode(
+                x=alt.value("width"), text="method:N", color=alt.value(MUTED)
             ),
             base.mark_line(strokeWidth=2, aria=False).encode(y=y, detail="method:N"),
             base.mark_rule(strokeWidth=2, aria=False).encode(y=alt.Y("low:Q", title=MIOU), y2="high:Q", opacity=front),
@@ -144,7 +145,7 @@ def trials_chart(trials: Sequence[Trial]) -> Chart:
     for level, (name, values) in enumerate(axes.items()):
         places[name], marks = _scale(values)
         ticks += [{"level": level, "at": at, "text": text} for at, text in marks]
-    data = [
+    data: list[dict[str, Any]] = [
         {
             "trial": trials.index(trial) + 1,
             "rank": rank + 1,
@@ -157,9 +158,15 @@ def trials_chart(trials: Sequence[Trial]) -> Chart:
         for rank, trial in reversed(list(enumerate(order)))  # the best is drawn last, on top
         for level, name in enumerate(axes)
     ]
-    names = [{"level": level, "name": name, "at": 0, "to": 1} for level, name in enumerate(axes)]
+    # Lines end where the band of a level begins, which holds its name, its points and its values.
+    paths = [line | {"edge": line["level"] + edge} for line in data for edge in (-ABOVE, BELOW)]
+    names = [
+        {"level": level, "name": name, "at": 0, "to": 1, "top": level - ABOVE, "bottom": level + BELOW}
+        for level, name in enumerate(axes)
+    ]
     x = alt.X("at:Q", scale=alt.Scale(domain=[-0.02, 1.02], nice=False), axis=None)
-    y = alt.Y("level:Q", scale=alt.Scale(domain=[-0.45, len(axes) - 0.6], reverse=True, nice=False), axis=None)
+    levels = alt.Scale(domain=[-ABOVE, len(axes) - 1 + BELOW], reverse=True, nice=False)
+    y = alt.Y("level:Q", scale=levels, axis=None)
     hover = alt.selection_point("hovered", fields=["trial"], on="pointerover", clear="pointerout")
     colour = alt.Color(
         "fifth:O",
@@ -171,17 +178,28 @@ def trials_chart(trials: Sequence[Trial]) -> Chart:
         ),
     )
     tooltip = ["trial:Q", alt.Tooltip("rank:Q", title="place"), "knob:N", "value:N"]
-    some = alt.Chart(_values(data)).transform_filter("datum.rank <= best").encode(x=x, y=y, color=colour)
+    edge = alt.Y("edge:Q", scale=levels, axis=None)
+
+    def some(lines: Sequence[Mapping[str, Any]]) -> alt.Chart:
+        return alt.Chart(_values(lines)).transform_filter("datum.rank <= best").encode(x=x, color=colour)
+
     return _finish(
         alt.layer(
-            alt.Chart(_values(names)).mark_rule(color=FAINT, strokeWidth=1.5, aria=False).encode(x=x, x2="to:Q", y=y),
-            some.mark_line(strokeWidth=2, aria=False).encode(
+            some(paths)
+            .mark_line(strokeWidth=2, aria=False)
+            .encode(
+                y=edge,
                 detail="trial:N",
-                order="level:Q",
+                order="edge:Q",
                 opacity=alt.condition(hover, alt.value(0.75), alt.value(0.08)),
             ),
-            some.mark_point(filled=True, size=60)
-            .encode(tooltip=tooltip, opacity=alt.condition(hover, alt.value(0.9), alt.value(0.08)))
+            alt.Chart(_values(names))
+            .mark_rect(fill="var(--paper)", aria=False)
+            .encode(x=alt.value(-8), x2=alt.value("width"), y=alt.Y("top:Q", scale=levels, axis=None), y2="bottom:Q"),
+            alt.Chart(_values(names)).mark_rule(color=FAINT, strokeWidth=1.5, aria=False).encode(x=x, x2="to:Q", y=y),
+            some(data)
+            .mark_point(filled=True, size=60)
+            .encode(y=y, tooltip=tooltip, opacity=alt.condition(hover, alt.value(0.9), alt.value(0.08)))
             .add_params(hover),
             alt.Chart(_values(names))
             .mark_text(align="left", dy=-16, fontWeight=600, aria=False)
@@ -191,7 +209,7 @@ def trials_chart(trials: Sequence[Trial]) -> Chart:
             .encode(x=x, y=y, text="text:N"),
         ).add_params(alt.param(name="best", value=len(order))),
         "Parallel coordinates of the sweep: a line for each trial through the values of its knobs down to its mIoU.",
-        height=68 * len(axes),
+        height=96 * len(axes),
     )
 
 

@@ -12,6 +12,7 @@ class Line:
 
     cells: list[str]
     mark: str = ""  # a CSS class: recommended, reference, best
+    group: str = ""  # the heading above it; lines of one group follow each other
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Page:
 
     title: str
     lead: list[str] = field(default_factory=list)
+    answers: list[tuple[str, str]] = field(default_factory=list)  # one for each family: premise, recommended row
     cautions: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Page:
     training_table: Grid | None = None
     class_table: Grid | None = None
     gallery: Gallery | None = None
+    next: list[tuple[str, str]] = field(default_factory=list)  # what for, command
     commands: list[tuple[str, str]] = field(default_factory=list)
     files: list[tuple[str, str]] = field(default_factory=list)
     charts: dict[str, Chart] = field(default_factory=dict)

@@ -6,8 +6,8 @@
    One seed has no spread, so its interval is ``ONE_SEED`` points to each side.
 3. The leader is the row with the highest bound. A row ties with it if the interval of their difference, paired by
    seed, reaches zero.
-4. Of the leader and what ties with it, the cheapest at inference is recommended: fewest generators, then fewest
-   segmenters, then the highest bound.
+4. Of the leader and what ties with it, the cheapest is recommended: at inference (fewest generators, then fewest
+   segmenters), then to train (device-hours), then the highest bound.
 
 The rule is applied to each family by itself, and to both together.
 """
@@ -111,7 +111,8 @@ def _choose(groups: "Mapping[str, list[Row]]") -> Recommended | None:
     low = {name: mean(values) - half_width(values) for name, values in scores.items()}
     leader = max(groups, key=lambda name: low[name])
     tied = [name for name in groups if name == leader or _ties(groups[leader], groups[name])]
-    chosen = min(tied, key=lambda name: (*cost_of(name), -low[name]))
+    hours = {name: round(mean(row.device_hours for row in group), 2) for name, group in groups.items()}
+    chosen = min(tied, key=lambda name: (*cost_of(name), hours[name], -low[name]))
     values, first = scores[chosen], groups[chosen][0]
     return Recommended(
         method=chosen,

@@ -8,8 +8,9 @@ import functools
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -18,18 +19,21 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from raydelta.errors import UserError
+from raydelta.recipes import METHODS, RECIPES
 from raydelta.results import sections
 from raydelta.results.charts import CURVES, to_json
 from raydelta.results.gallery import draw_gallery_here
 from raydelta.results.label_curve import sum_up
+from raydelta.results.lead import add_next
 from raydelta.results.page import Gallery, Page, TrainingCurve
+from raydelta.results.recommend import recommend
 from raydelta.results.runs import resolve_run
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import Row, read_table
 from raydelta.storage import write_atomically
 from raydelta.training import checkpoint
 from raydelta.training.curve import CURVE, read_curve
-from raydelta.training.job import Job, read_job, read_stage
+from raydelta.training.job import Job, find_job, read_job, read_stage
 from raydelta.version import __version__
 
 PAGE = "report.html"
@@ -149,9 +153,10 @@ def _sweep_page(run: Path, draw: Draw) -> Page:
         expert = read_curve(run.parent / sweep.expert / CURVE)
         trainings.append(TrainingCurve(f"expert/{sweep.expert}", "expert", expert))
     sections.add_curves(page, [*trainings, *sections.row_trainings(rows, run.parent)])
-    shown = sections.choose_shown(rows)
-    if shown is not None and shown.stage is not None:
-        _add_gallery(page, run.parent / Path(shown.stage).name, f"{sections.label_of(shown)} (seed {shown.seed})", draw)
+    _add_gallery(page, partial(_jobs_of, run, sections.choose_shown(rows)), draw)
+    if rows:
+        recommended = recommend(rows).overall
+        add_next(page, run, recommended.method if recommended is not None else None)
     best = run / "best.yaml"
     if sweep:
         page.commands.append(("The whole run", sweep.command))
@@ -177,7 +182,7 @@ def _training_page(run: Path, draw: Draw) -> Page:
     rows = _read_rows(run, page)
     sections.add_table(page, rows)
     sections.add_curves(page, [TrainingCurve(f"{job.kind}/0", run.name, curve or [stage["metrics"]])])
-    _add_gallery(page, run, f"this {job.kind}", draw)
+    _add_gallery(page, lambda: {f"this {job.kind}": job}, draw)
     _add_training_commands(page, run, job.kind, run / "checkpoint" / "config.yaml")
     return page
 
@@ -224,9 +229,24 @@ def _read_rows(run: Path, page: Page) -> list[Row]:
     return rows
 
 
-def _add_gallery(page: Page, stage: Path, name: str, draw: Draw) -> None:
+def _jobs_of(run: Path, rows: Sequence[Row]) -> dict[str, Job]:
+    """Name → the job behind a row of a sweep's table.
+
+    Raises:
+        UserError: a training is gone.
+    """
+    jobs = {}
+    for row in rows:
+        several = row.method in METHODS and RECIPES[METHODS[row.method].kind].members
+        stage = run.parent / Path(row.stage or "").name
+        jobs[row.method] = find_job(run, row.method) if several else read_job(stage)
+    return jobs
+
+
+def _add_gallery(page: Page, jobs_of: Callable[[], Mapping[str, Job]], draw: Draw) -> None:
     try:
-        page.gallery = draw({name: read_job(stage)})
+        jobs = jobs_of()
+        page.gallery = draw(jobs) if jobs else None
     except UserError as error:  # the data set or the training is not where it was
         page.missing.append(f"The gallery: {error}")
 

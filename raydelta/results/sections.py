@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from raydelta.data.simulator.dataset import STAND_IN
 from raydelta.errors import UserError
 from raydelta.progress import clock
-from raydelta.recipes import METHODS, RECIPES
+from raydelta.recipes import family_of
 from raydelta.results import charts
 from raydelta.results.charts import REFERENCE, label_of, short
 from raydelta.results.importance import rank_knobs, varied_knobs
 from raydelta.results.label_curve import advise
+from raydelta.results.lead import add_lead, format_time
 from raydelta.results.page import Choice, Grid, Line, Page, TrainingCurve
+from raydelta.results.recommend import ORACLE, Recommendation, recommend
 from raydelta.results.sweep import Trial
 from raydelta.results.table import Row, Summary, spread_of, summarise
 from raydelta.training.curve import CURVE, Metrics, losses_of, read_curve
@@ -34,28 +35,30 @@ def add_table(page: Page, rows: Sequence[Row]) -> None:
     main = next((row.split for row in rows if row.domain == "real"), None)
     if main is None:
         return
-    summaries = summarise(rows)
+    summaries, found = _sorted(summarise(rows)), recommend(rows)
     splits = dict.fromkeys(part.images_of for part in summaries)
     shown = [part for part in summaries if part.images_of == main]
     tested = [row for row in rows if row.images_of == main]
     for split in dict.fromkeys((main, *splits)):
-        page.tables.append(_table([part for part in summaries if part.images_of == split], rows))
+        page.tables.append(_table([part for part in summaries if part.images_of == split], rows, found))
     page.charts["methods-chart"] = charts.methods_chart(shown, tested)
-    _add_lead(page, shown, tested)
-    _add_methods(page, shown, tested)
+    add_lead(page, found, shown, tested)
+    _add_methods(page, found, shown, tested)
     _add_advice(page, shown, tested)
     _add_classes(page, shown, tested)
 
 
-def choose_shown(rows: Sequence[Row]) -> Row | None:
-    """The row whose training the gallery shows: the guided translator with most labels, else what is best."""
-    real = [row for row in rows if row.stage is not None and row.domain == "real" and _is_one_training(row)]
-    return max(real, key=lambda row: (row.method == "guided", _rank(row), -row.seed), default=None)
-
-
-def _is_one_training(row: Row) -> bool:
-    method = METHODS.get(row.method)
-    return method is None or not RECIPES[method.kind].members
+def choose_shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose models the gallery shows: the recommended and the guided one, at their first seed; else the
+    highest."""
+    real = [row for row in rows if row.stage is not None and row.domain == "real"]
+    best = recommend(rows).overall
+    chosen = [row for row in real if best is not None and row.stage == best.stage and row.method == best.method][:1]
+    guided = [row for row in real if row.method == "guided"]
+    if guided:
+        chosen.append(max(guided, key=lambda row: (row.labels_train, -row.seed)))
+    chosen = chosen or sorted(real, key=lambda row: (row.method == ORACLE, -row.miou))[:1]
+    return list({row.stage: row for row in chosen}.values())
 
 
 def add_trials(page: Page, trials: Sequence[Trial]) -> None:
@@ -161,60 +164,57 @@ def add_curves(page: Page, trainings: Sequence[TrainingCurve]) -> None:
     )
 
 
-def _add_lead(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
-    rivals = [part for part in shown if part.method != "oracle"]
-    best = max(rivals, key=lambda part: part.miou, default=None)
-    if best is not None and len(shown) > 1:
-        labels = f" with {best.labels_train} labels" if best.labels_train else ""
-        photographs = f"{tested[0].images} test photographs of {tested[0].real}"
-        page.lead.append(f"{_capital(best.method)}{labels} stands highest: {best.shown} % mIoU on {photographs}.")
-        page.facts.append(("highest mIoU", f"{best.shown} %"))
-    compared = [part for part in shown if part.method == "guided" and REFERENCE in part.against]
-    if compared:
-        most = max(compared, key=lambda part: part.labels_train)
-        name = f"guided against joint training, {most.labels_train} labels"
-        page.facts.append((name, f"{_difference(*most.against[REFERENCE])} points"))
-    seeds = len({row.seed for row in tested})
-    if seeds == 1 and len(shown) > 1:
-        page.cautions.append(
-            "One seed: differences of a few points may be chance. table.seeds in the search space adds more."
-        )
-    if tested[0].real == STAND_IN:
-        page.cautions.append(
-            "The photographs are the built-in stand-in, made by the simulator: this says nothing of real ones."
-        )
-    page.facts.append(("validation labels", str(max(part.labels_val for part in shown))))
+FAMILIES = {"frozen": "The expert stays as it is", "retrained": "The expert may be retrained"}
+COMPARISON = "For comparison"
 
 
-def _table(summaries: Sequence[Summary], rows: Sequence[Row]) -> Grid:
+def group_of(method: str) -> str:
+    """The heading of a row's group: its family, or that it is only for comparison."""
+    return COMPARISON if method == ORACLE or "shuffled labels" in method else FAMILIES[family_of(method)]
+
+
+def _sorted(summaries: Sequence[Summary]) -> list[Summary]:
+    """Group by group, the highest mIoU first."""
+    order = [*FAMILIES.values(), COMPARISON]
+    return sorted(summaries, key=lambda part: (order.index(group_of(part.method)), -part.miou))
+
+
+def _table(summaries: Sequence[Summary], rows: Sequence[Row], found: Recommendation) -> Grid:
     means = list(rows[0].means)
     joint = any(REFERENCE in part.against for part in summaries)
     oracle = any(part.oracle_share is not None for part in summaries)
-    best = max((part for part in summaries if part.method != "oracle"), key=lambda part: part.miou, default=None)
+    scored = any(row.validation is not None for row in rows)
+    recommended = [(part.method, part.labels_train) for part in (found.frozen, found.retrained) if part is not None]
     lines = []
     for part in summaries:
         group = part.of(rows)
-        cells = [part.method, part.shown, f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
+        chosen = (part.method, part.labels_train) in recommended
+        name = f"{part.method} (recommended)" if chosen else part.method
+        cells = [name, part.shown, f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
         cells += [spread_of([row.means[name] for row in group]) for name in means]
         if joint:
             against = part.against.get(REFERENCE)
             cells.append("" if against is None else _difference(*against))
         if oracle:
             cells.append("" if part.oracle_share is None else f"{part.oracle_share:.0f} %")
-        marks = {part is best: "best", part.method == REFERENCE: "reference"}
-        lines.append(Line([*cells, f"{part.device_hours:.2f}"], marks.get(True, "")))
+        if scored:
+            values = [row.validation for row in group if row.validation is not None]
+            cells.append(spread_of(values) if values else "")
+        mark = "best" if chosen else "reference" if part.method == REFERENCE else ""
+        lines.append(Line([*cells, format_time(part.device_hours)], mark, group_of(part.method)))
     columns = ["method", "mIoU %", "labels + validation", "seeds", *means]
-    columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["device-hours"]
+    columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["validation mIoU %"] * scored
     first = summaries[0].of(rows)[0]
     return Grid(
         caption=f"Split {first.images_of}, {first.images} images: mean and standard deviation over the seeds",
-        columns=columns,
+        columns=[*columns, "device time"],
         lines=lines,
     )
 
 
-def _add_methods(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
-    chosen = max(shown, key=lambda part: (part.method == "guided", _rank(part)))
+def _add_methods(page: Page, found: Recommendation, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
+    names = [found.overall.method] if found.overall is not None else ["guided"]
+    chosen = max(shown, key=lambda part: (part.method in names, part.method != ORACLE, part.labels_train, part.miou))
     for part in shown:
         joint = [other for other in shown if other.method == REFERENCE and other.labels_train == part.labels_train]
         reference = label_of(joint[0]) if joint else ""
@@ -282,10 +282,6 @@ def _sum(group: Sequence[Row]) -> list[list[int]]:
     return [[sum(cells) for cells in zip(*lines, strict=True)] for lines in zip(*matrices, strict=True)]
 
 
-def _rank(part: Summary | Row) -> tuple[bool, int, float]:
-    return part.method != "oracle", part.labels_train if part.method == "guided" else 0, part.miou
-
-
 def _gather(curve: Sequence[Metrics]) -> list[Metrics]:
     """At most ``POINTS`` reports: of several, the last one with the seconds of all."""
     size = -(-len(curve) // POINTS)
@@ -311,7 +307,3 @@ def _difference(points: float, deviation: float | None) -> str:
 
 def _phase(name: str) -> str:
     return name.removeprefix("seconds_")
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

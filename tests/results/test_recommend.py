@@ -59,6 +59,11 @@ def test_a_tie_goes_to_the_cheaper_at_inference() -> None:
     assert chosen([*better, *rows[3:]])["overall"] == "ensemble, untranslated"
 
 
+def test_a_tie_at_the_same_cost_of_inference_goes_to_the_cheaper_to_train() -> None:
+    rows = [*rows_of("mean teacher", 33.3, 34.2, 33.7, device_hours=0.5), *rows_of("joint training", 33.0, 34.3, 33.5)]
+    assert chosen(rows)["overall"] == "joint training"
+
+
 def test_a_lead_is_paired_by_seed() -> None:
     """Seeds differ by ten points, the methods by one on every seed."""
     rows = [*rows_of("student", 31.0, 41.1, 21.0), *rows_of("joint training", 30.0, 40.0, 20.0)]

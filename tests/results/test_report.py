@@ -109,6 +109,35 @@ def test_quiet_offline_fitting_and_accessible(
 
 
 @browser_test
+def test_on_a_phone_the_sections_are_whole_and_stay_in_sight(browser: Any, page_file: Path) -> None:
+    opened = Watched(browser, page_file.as_uri(), viewport={"width": 390, "height": 900})
+    page = opened.page
+    links = page.locator("nav a").all()
+    boxes = [link.bounding_box() for link in links]
+    assert len(boxes) >= 8 and all(box and box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    links[-1].click()
+    assert page.locator("nav").bounding_box()["y"] == 0
+    opened.context.close()
+
+
+@browser_test
+def test_losses_are_folded_and_fill_the_page_once_opened(watched: Watched) -> None:
+    page = watched.page
+    assert page.locator("#loss-curves:visible").count() == page.locator("#phase-chart:visible").count() == 0
+    page.locator("summary", has_text="Losses and timing").click()
+    page.wait_for_function("document.querySelector('#loss-curves svg').clientWidth > 300")
+    assert page.locator("#phase-chart svg").bounding_box()["width"] > 300
+
+
+@browser_test
+def test_what_comes_next_can_be_copied(watched: Watched) -> None:
+    page = watched.page
+    button = page.locator("#next .copy").first
+    button.click()
+    page.wait_for_function("document.querySelector('#next .copy').textContent === 'Copied'")
+
+
+@browser_test
 def test_from_a_static_host(browser: Any, page_file: Path) -> None:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(page_file.parent))
     handler.log_message = lambda *arguments: None  # type: ignore[attr-defined]
@@ -186,7 +215,10 @@ def test_everything_is_on_the_page(page_file: Path) -> None:
     text = page_file.read_text()
     assert EVIL not in text and "&lt;script&gt;window.evil" in text
     assert text.index("2 failed") < text.index("What the same labels buy")
-    assert "Guided with 28 labels stands highest" in text
+    assert "Use guided with 28 labels: " in text and "(80 % interval " in text and "% of the oracle" in text
+    assert "If the expert has to stay as it is" in text and "If it may be retrained" in text
+    assert f"raydelta predict {page_file.parent} photos/ --out masks --method guided" in text
+    assert "12 min" in text, "device time"
     assert "more labels for +2 points" in text or "too far to say from this curve" in text
     assert "There is no advice yet" not in text and "Nothing to say yet" not in text
     assert "raydelta tune made" in text and "guidance.weight:" in text
@@ -198,6 +230,8 @@ def test_few_budgets_and_trials_say_what_is_missing(tmp_path: Path) -> None:
     assert "advice needs at least 3 numbers of labels with 2 seeds each, not 1 with 1" in text
     assert "3 trials with a validation mIoU are too few to say" in text
     assert "One seed: differences of a few points may be chance" in text
+    assert "How much more labels would give: not measured</summary>" in text, "what is empty is folded"
+    assert "Which knob matters: too early to say</summary>" in text
 
 
 def test_a_sweep_that_still_runs(tmp_path: Path) -> None:
@@ -255,6 +289,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="neither a sweep nor a training of raydelta"):
             write_report(run)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_without_validation_labels_says_that_nothing_is_recommended(tmp_path: Path) -> None:
+    text = write_report(make_sweep(tmp_path, trials=4, rows=make_rows(validation=None))).read_text()
+    assert "No row is recommended: no row has a validation mIoU" in text
+    assert "(recommended)" not in text and "What the same labels buy" in text
+    assert "--method" not in text[text.index("Masks for your photographs") :][:400]
 
 
 def test_a_table_of_an_expert_alone(tmp_path: Path) -> None:
