@@ -218,7 +218,7 @@ def load_images(
     classes = len(read_manifest(uri).taxonomy)
     shards = list_shards(uri, split)
     starts = list(accumulate((shard.rows for _, shard in shards), initial=0))
-    place = None if ids is None else {name: row for row, name in enumerate(ids)}
+    place = None if ids is None else {name: row for row, name in enumerate(dict.fromkeys(ids))}
     count = starts[-1] if place is None else len(place)
     names = [""] * count
     pixels = np.empty((count, 3, size[1], size[0]), np.uint8)
@@ -248,7 +248,10 @@ def load_images(
     if found != count:
         read_rows(uri, split, ids, columns=["id"])  # names the ids that are not there
         raise UserError(f"{without_secrets(uri)}: split {split!r} has an id twice; raydelta data check says more")
-    return Images(tuple(names), pixels, masks)
+    if ids is None or place is None or len(place) == len(ids):
+        return Images(tuple(names), pixels, masks)
+    again = np.array([place[name] for name in ids], dtype=np.int64)  # an image may be asked for twice
+    return Images(tuple(ids), pixels[again], None if masks is None else masks[again])
 
 
 def _decode_shard(

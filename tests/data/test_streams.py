@@ -388,6 +388,13 @@ def test_images_come_in_the_order_of_the_ids(dataset: str) -> None:
     assert images.ids == tuple(ids)
     assert images.pixels[:, 0, 0, 0].tolist() == [17, 3, 8]
     assert images.labels[:, 0, 0].tolist() == [2, IGNORE, 2]
+    twice = load_images(dataset, "train", SIZE, ids=[*ids, "image 17"])
+    assert twice.ids == (*ids, "image 17")
+    assert twice.pixels[:, 0, 0, 0].tolist() == [17, 3, 8, 17]
+    assert twice.labels[:, 0, 0].tolist() == [2, IGNORE, 2, 2]
+    assert len(load_images(dataset, "train", SIZE, ids=[])) == 0
+    with pytest.raises(UserError, match="has no id nothing \\(1 of 2 unknown\\)"):
+        load_images(dataset, "train", SIZE, ids=["image 17", "nothing"])
 
 
 def test_images_are_resized_and_come_without_labels_where_none_are_wanted(dataset: str) -> None:
