@@ -34,11 +34,13 @@ def _draw_here(
     place, taxonomy = find_own_place(job), job.taxonomy
     networks, size = load_networks(job, place, strategy == "committee"), job.config.data.size
     method = STRATEGIES[strategy]
-    photographs = load_images(job.config.data.real, "train", size, labels=False, ids=[each.id for each in choices])
+    ids = list(dict.fromkeys(choice.id for choice in choices))  # an image may give several cells
+    pixels = load_images(job.config.data.real, "train", size, labels=False, ids=ids).pixels
+    photographs = dict(zip(ids, pixels, strict=True))
     rows, heats = [], []
     with torch.inference_mode():
-        for choice, pixels in zip(choices, photographs.pixels, strict=True):
-            view = View(networks, to_float(torch.from_numpy(pixels[None]).to(place.device)))
+        for choice in choices:
+            view = View(networks, to_float(torch.from_numpy(photographs[choice.id][None]).to(place.device)))
             real, translated = (
                 to_uint8(part)[0].permute(1, 2, 0).cpu().numpy() for part in (view.images, view.translated)
             )

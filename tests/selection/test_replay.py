@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from math import log2
 from pathlib import Path
 
@@ -5,10 +6,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from raydelta.config import override
+from raydelta.results.evaluate import evaluate_job
 from raydelta.results.label_curve import area, format_area, format_clicks, format_saving, labels_for, sum_up
 from raydelta.results.table import read_table
 from raydelta.search_space import ReplayConfig
-from raydelta.training.job import label_ids, read_job
+from raydelta.selection.replay import replay
+from raydelta.training.job import Job, label_ids, read_job
+from raydelta.training.run import train_here
 from raydelta.tuning.tune import Outcome, tune
 from tests.test_results import row
 from tests.tiny import TINY
@@ -132,25 +137,44 @@ def test_a_table_without_clicks_says_nothing_of_them() -> None:
     assert found.startswith("guided, stride: +0.0 points over log2 labels (paired, 1 seed); 1.00 of random's clicks; ")
 
 
-CELLS = {
+COMMITTEE = {
     "config": TINY | {"labels.validation": 1, "labels.budget": 3},
-    "replay": {"strategies": ["random", "random-cells", "committee"], "budgets": [3, 5], "window": 1},
+    "replay": {"strategies": ["committee"], "budgets": [3, 5], "window": 1},
     "table": {"seeds": [0], "methods": ["fine-tuned"]},
 }
 
 
-def test_cells_buy_as_many_pixels_as_images_and_a_committee_has_its_student(ray_session: None, tmp_path: Path) -> None:
-    space = tmp_path / "cells.yaml"
-    space.write_text(yaml.safe_dump(CELLS))
+def test_a_committee_has_its_student_before_it_chooses(ray_session: None, tmp_path: Path) -> None:
+    space = tmp_path / "committee.yaml"
+    space.write_text(yaml.safe_dump(COMMITTEE))
     outcome = tune(str(space), runs=tmp_path / "runs")
-    rows = [each for each in read_table(outcome.directory) if each.split == "test"]
-    by_method = {(each.method, each.labels_train): each for each in rows}
-    last, cells = by_method["fine-tuned, random", 5], by_method["fine-tuned, random-cells", 5]
+    assert {(each.method, each.labels_train) for each in outcome.rows if each.split == "test"} >= {
+        ("fine-tuned, committee", 3),
+        ("fine-tuned, committee", 5),
+    }
+    assert list((tmp_path / "runs").glob("joint-training-*/stage.json"))
+
+
+def test_cells_buy_as_many_pixels_as_images_and_every_round_is_trained_anew(trained: dict[str, Job]) -> None:
+    expert = trained["expert"]
+    settings = ReplayConfig(strategies=("random", "stride", "random-cells"), budgets=(3, 5), window=1)
+    config = override(trained["translator"].config, {"labels.validation": 1, "labels.budget": 3})
+
+    def train(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            train_here(job)
+
+    jobs = replay(settings, [0], ["fine-tuned"], config, expert, train)
+    train([job for _, job in jobs])
+    rows = [row for name, job in jobs for row in evaluate_job(name, job) if row.split == "test"]
+    found = {(row.method, row.labels_train): row for row in rows}
+    last, cells = found["fine-tuned, random", 5], found["fine-tuned, random-cells", 5]
     assert last.pixels == cells.pixels == 5 * 64 * 32
     assert last.clicks is not None
     assert cells.clicks is not None
-    assert by_method["fine-tuned, random", 3].clicks == by_method["fine-tuned, random-cells", 3].clicks
-    jobs = [read_job(path.parent) for path in (tmp_path / "runs").glob("translator-*/stage.json")]
-    assert all(job.translator is None for job in jobs), "every round is trained anew"
-    assert list((tmp_path / "runs").glob("joint-training-*/stage.json"))
-    assert "of random's clicks" in outcome.findings[0]
+    assert cells.clicks != last.clicks
+    assert found["fine-tuned, random", 3].clicks == found["fine-tuned, random-cells", 3].clicks, "the same first labels"
+    starts = [read_job(path.parent).translator for path in expert.directory.parent.glob("translator-*/stage.json")]
+    assert starts == [None] * len(starts), "no round goes on from the last one's weights"
+    findings = sum_up(settings, ["fine-tuned"], rows)
+    assert all("of random's clicks" in finding for finding in findings)
