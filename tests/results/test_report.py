@@ -125,7 +125,7 @@ def test_losses_are_folded_and_fill_the_page_once_opened(watched: Watched) -> No
     page = watched.page
     assert page.locator("#loss-curves:visible").count() == page.locator("#phase-chart:visible").count() == 0
     page.locator("summary", has_text="Losses and timing").click()
-    page.wait_for_function("document.querySelector('#loss-curves svg').clientWidth > 300")
+    page.wait_for_function("() => document.querySelector('#loss-curves svg').clientWidth > 300")
     assert page.locator("#phase-chart svg").bounding_box()["width"] > 300
 
 
@@ -134,7 +134,7 @@ def test_what_comes_next_can_be_copied(watched: Watched) -> None:
     page = watched.page
     button = page.locator("#next .copy").first
     button.click()
-    page.wait_for_function("document.querySelector('#next .copy').textContent === 'Copied'")
+    page.locator("#next .copy", has_text="Copied").wait_for()
 
 
 @browser_test
