@@ -96,7 +96,7 @@ def test_its_models_predict_and_are_evaluated(runs: Path, tmp_path: Path) -> Non
     photograph = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
     Image.fromarray(photograph).save(tmp_path / "photograph.png")
     for method in ("guided", "student", "ensemble"):
-        (ids,) = raydelta.load(directory, method)(photograph).ids
+        ids = raydelta.load(directory, method)(photograph).ids
         assert ids.shape == (40, 90) and int(ids.max()) < 11
     (training,) = runs.glob("joint-training-*")
     job = read_job(training)
