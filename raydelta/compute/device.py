@@ -1,7 +1,13 @@
 """The device of a training process: rank, precision, and what depends on them (DDP wrapper, sums over the ranks)."""
 
+import contextlib
+import json
+import platform
 import sys
+import time
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,6 +17,8 @@ from torch.distributed._functional_collectives import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from raydelta.config import Config
+from raydelta.errors import UserError
+from raydelta.storage import write_atomically
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,48 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         return x
 
 
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 where asked for, or with ``auto`` where the hardware has bf16 matrix units; else fp32."""
+def choose_dtype(precision: str, device: torch.device, channels: int, channels_last: bool) -> torch.dtype:
+    """bf16 where asked for, or with ``auto`` where convolutions of that kind are faster in it; else fp32."""
     if precision == "auto":
-        precision = "bf16" if has_bf16_units(device) else "fp32"
+        faster = has_bf16_units(device) and (device.type == "cuda" or _bf16_pays(channels, channels_last))
+        precision = "bf16" if faster else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+PAYS = 1.2
+"""Times as fast that bf16 convolutions have to be: what is around them costs time too."""
+
+
+@cache
+def _bf16_pays(channels: int, channels_last: bool) -> bool:
+    """Whether bf16 convolutions are faster on this CPU. Timed once a machine: a training that goes on decides alike."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    file = Path("~/.cache/raydelta/precision.json").expanduser()
+    key = f"{model}, torch {torch.__version__}, {channels} channels{' last' * channels_last}"
+    known: dict[str, bool] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(file.read_text())
+    if key not in known:
+        seconds = [_time_convolution(dtype, channels, channels_last) for dtype in (torch.float32, torch.bfloat16)]
+        known[key] = seconds[0] > PAYS * seconds[1]
+        with contextlib.suppress(UserError):  # a home that cannot be written: it is timed again
+            write_atomically(file, json.dumps(known, indent=1))
+    return known[key]
+
+
+def _time_convolution(dtype: torch.dtype, channels: int, channels_last: bool) -> float:
+    """Least CPU seconds of a small convolution, forward and backward."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    convolution = nn.Conv2d(channels, channels, 3, padding=1, device="cpu", dtype=dtype).to(memory_format=layout)
+    images = torch.zeros(4, channels, 64, 128, dtype=dtype).contiguous(memory_format=layout).requires_grad_(True)
+    seconds = []
+    for _ in range(6):
+        start = time.process_time()
+        convolution(images).sum().backward()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -109,14 +154,21 @@ def has_bf16_units(device: torch.device) -> bool:
     return any(cast(bool, check()) for check in supported)
 
 
-def find_place(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Place:
-    """The place of this process: the first GPU it may use, else the CPU."""
+def find_place(
+    config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None, segmenter: bool = False
+) -> Place:
+    """The place of this process: the first GPU it may use, else the CPU.
+
+    Args:
+        segmenter: a segmenter is trained, whose convolutions have other shapes than those of a generator.
+    """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() and _may_use_gpu() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "tf32"
-    return Place(device, rank, world, choose_dtype(config.compute.precision, device))
+    channels = config.segmenter.width if segmenter else config.generator.width
+    return Place(device, rank, world, choose_dtype(config.compute.precision, device, channels, segmenter))
 
 
 def _may_use_gpu() -> bool:

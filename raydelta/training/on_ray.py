@@ -177,7 +177,9 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
     job: Job = settings["job"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    place = find_place(job.config, context.get_world_rank(), context.get_world_size(), device)
+    place = find_place(
+        job.config, context.get_world_rank(), context.get_world_size(), device, segmenter=job.kind != "translator"
+    )
     if device.type == "cpu":
         torch.set_num_threads(1)
     large = {name: ray.get(reference) for name, reference in settings["held"].items()}

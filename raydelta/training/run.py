@@ -46,7 +46,13 @@ def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[
         on_report(metrics)
         return node_leaves()
 
-    run_loop(job, large, find_place(job.config), report, find_whole(list_checkpoints(working)))
+    run_loop(
+        job,
+        large,
+        find_place(job.config, segmenter=job.kind != "translator"),
+        report,
+        find_whole(list_checkpoints(working)),
+    )
 
 
 def run_loop(job: Job, large: Mapping[str, TrainingSet], place: Place, report: Any, resume: Path | None) -> None:

@@ -8,7 +8,8 @@ import torch.distributed
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from raydelta.compute.device import Place, find_place
+from raydelta.compute import device as device_module
+from raydelta.compute.device import Place, choose_dtype, find_place
 from raydelta.config import Config
 
 
@@ -55,7 +56,7 @@ def test_norms_on_gpus_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_task_without_a_gpu_uses_none(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray does not hide the machine's GPUs from it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("raydelta.compute.device.choose_dtype", lambda precision, device: torch.float32)
+    monkeypatch.setattr("raydelta.compute.device.choose_dtype", lambda *arguments: torch.float32)
 
     def choose() -> str:
         torch.cuda.is_available = lambda: True
@@ -63,3 +64,35 @@ def test_a_task_without_a_gpu_uses_none(ray_session: None, monkeypatch: pytest.M
 
     assert ray.get(ray.remote(num_gpus=0)(choose).remote()) == "cpu"
     assert find_place(Config()).device.type == "cuda", "a process of its own uses what there is"
+
+
+def test_bf16_is_taken_where_it_was_timed_to_be_faster_and_the_answer_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(device_module, "has_bf16_units", lambda device: True)
+    timed: list[tuple[int, bool]] = []
+
+    def time_convolution(dtype: torch.dtype, channels: int, channels_last: bool) -> float:
+        timed.append((channels, channels_last))
+        return 1.0 if dtype == torch.float32 else 0.5 if channels_last else 0.9
+
+    monkeypatch.setattr(device_module, "_time_convolution", time_convolution)
+    cpu = torch.device("cpu")
+    for _ in range(2):  # in this process, and from the file in another
+        device_module._bf16_pays.cache_clear()
+        assert choose_dtype("auto", cpu, 24, True) == torch.bfloat16
+        assert choose_dtype("auto", cpu, 24, False) == torch.float32
+    assert timed == [(24, True)] * 2 + [(24, False)] * 2
+    device_module._bf16_pays.cache_clear()
+    (tmp_path / ".cache" / "raydelta" / "precision.json").write_text("half a fi")
+    assert choose_dtype("auto", cpu, 24, True) == torch.bfloat16
+    device_module._bf16_pays.cache_clear()
+    assert choose_dtype("fp32", cpu, 24, True) == torch.float32
+    assert choose_dtype("bf16", cpu, 24, False) == torch.bfloat16
+
+
+def test_a_convolution_can_be_timed() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels_last in (False, True):
+            assert device_module._time_convolution(dtype, 8, channels_last) > 0
