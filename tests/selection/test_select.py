@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from raydelta import cli
+from raydelta.cli.use import select as select_command
 from raydelta.compute.device import Place
 from raydelta.config import Config, LabelIds, load_config, override, save_config
 from raydelta.data.augment import to_float
@@ -356,7 +356,7 @@ def test_more_than_the_pool_has_is_refused_with_the_numbers(translator: Job, tmp
 
 
 def test_the_command_line_has_the_same_window() -> None:
-    assert inspect.signature(cli.select).parameters["window"].default == WINDOW
+    assert inspect.signature(select_command).parameters["window"].default == WINDOW
 
 
 def test_an_empty_pool_is_named(translator: Job) -> None:

@@ -1,0 +1,5 @@
+"""``python -m raydelta.cli``."""
+
+from raydelta.cli import main
+
+main()

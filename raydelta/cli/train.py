@@ -1,0 +1,218 @@
+"""Trainings and what lies in the output directory: tune, train, init, runs, evaluate, report."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raydelta.cli.options import (
+    Address,
+    ClusterFile,
+    ConfigFile,
+    Json,
+    Overrides,
+    Preset,
+    Real,
+    Runs,
+    Synthetic,
+    announce,
+    data_overrides,
+    print_json,
+    print_table,
+    project_file,
+)
+from raydelta.errors import UserError
+
+app = typer.Typer()
+train_app = typer.Typer(help="Train one network on Ray.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+
+@app.command()
+def tune(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="A search space (name or file; default: laptop) and overrides as section.field=value."),
+    ] = None,
+    synthetic: Synthetic = None,
+    real: Real = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Output directory; default: runs, or metadata.runs of the cluster file.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", metavar="", help="Continue a stopped sweep, unfinished trials too.")
+    ] = False,
+    cluster: ClusterFile = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """The main job: data, expert, sweep of the guided translator, table of methods, pictures.
+
+    With --cluster or --address it becomes a job there, and this follows it; the same command again follows it again.
+    """
+    spaces = [argument for argument in arguments or [] if "=" not in argument]
+    overrides = [*data_overrides(synthetic, real), *(argument for argument in arguments or [] if "=" in argument)]
+    if len(spaces) > 1:
+        raise UserError(f"one search space at a time, not {' and '.join(spaces)}")
+    space = spaces[0] if spaces else "laptop"
+    config = config or project_file()
+    if cluster or address:
+        from raydelta.compute.remote import tune_on_cluster
+
+        raise typer.Exit(tune_on_cluster(space, overrides, preset, config, runs, resume, cluster, address))
+    from raydelta.results.recommend import describe, recommend
+    from raydelta.tuning.tune import tune as run_tune
+
+    runs = runs or Path("runs")
+    outcome = run_tune(
+        space,
+        overrides,
+        preset=preset,
+        config_file=config,
+        runs=runs,
+        resume=resume,
+        announce=announce,
+    )
+    if as_json:
+        print_json(outcome.directory / "table.json")
+        return
+    print_table(outcome.rows)
+    print(f"\nphotographs  {outcome.rows[0].real}" if outcome.rows else "")
+    if outcome.best is not None:
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in outcome.best.items())
+        print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
+    for finding in outcome.findings:
+        print(f"finding      {finding}")
+    for line in describe(recommend(outcome.rows)):
+        print(f"recommended  {line}")
+    print(f"train again  raydelta train translator --runs {runs} --config {outcome.config}")
+    for failure in outcome.failed:
+        print(f"failed       {failure}")
+    print(f"table        {outcome.directory / 'table.json'}")
+    if outcome.pictures:
+        print(f"pictures     {outcome.pictures}")
+    if outcome.report:
+        print(f"report       {outcome.report}")
+
+
+@app.command()
+def init(synthetic: Synthetic = None, real: Real = None) -> None:
+    """Write raydelta.yaml into the current folder: commented settings that tune and train read there."""
+    from raydelta.tuning.project import write_project
+
+    print(write_project(Path(), synthetic or "simulated", real or "street"))
+    print("then         raydelta tune")
+
+
+@app.command("runs")
+def list_runs_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Two runs to compare, by directory or name, or 'latest'.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    everything: Annotated[bool, typer.Option("--all", metavar="", help="Show the trainings of sweeps too.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", metavar="", help="Remove unfinished leftovers and old optimiser states.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", metavar="", help="With --prune: do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the runs of an output directory, compare two of them, or remove what is left over."""
+    from raydelta.results import runs as found
+
+    chosen = [name for name in names or [] if name != "compare"]
+    if prune:
+        _prune(runs, yes)
+    elif chosen:
+        if len(chosen) != 2:
+            raise UserError(f"raydelta runs compares two runs, not {len(chosen)}: name two, or none for a list")
+        comparison = found.compare_runs(*(found.resolve_run(name, runs) for name in chosen))
+        print(comparison.model_dump_json(indent=1) if as_json else found.format_comparison(comparison, chosen))
+    else:
+        listed = [run for run in found.list_runs(runs) if everything or run.part_of is None]
+        print(found.as_json(listed) if as_json else found.format_runs(listed))
+
+
+def _prune(runs: Path, yes: bool) -> None:
+    from raydelta.results.runs import find_leftovers, format_leftovers, prune
+
+    leftovers = find_leftovers(runs)
+    print(format_leftovers(leftovers))
+    if leftovers and (yes or typer.confirm("remove them?", err=True)):
+        print(f"freed {prune(leftovers) / 2**20:.0f} MiB")
+
+
+@train_app.command("expert")
+def train_expert_command(
+    overrides: Overrides = None,
+    synthetic: Synthetic = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train the expert on the synthetic images, or find it if it was trained before."""
+    from raydelta.config import parse_override
+    from raydelta.tuning.single import train_expert
+    from raydelta.tuning.start import start
+
+    fields = dict(map(parse_override, data_overrides(synthetic, None) + (overrides or [])))
+    print(train_expert(start(fields, preset, config or project_file(), announce).config, runs).directory)
+
+
+@train_app.command("translator")
+def train_translator_command(
+    overrides: Overrides = None,
+    synthetic: Synthetic = None,
+    real: Real = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train one translator with these settings (and the expert first, if need be)."""
+    from raydelta.config import parse_override
+    from raydelta.tuning.single import train_translator
+    from raydelta.tuning.start import start
+
+    fields = dict(map(parse_override, data_overrides(synthetic, real) + (overrides or [])))
+    print(train_translator(start(fields, preset, config or project_file(), announce).config, runs).directory)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A finished training: directory, name or 'latest'.")],
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Print the test table of a finished training; writes table.json and table.csv into its directory."""
+    from raydelta.results.evaluate import evaluate as evaluate_run
+    from raydelta.results.runs import resolve_run
+
+    directory = resolve_run(run, runs)
+    rows = evaluate_run(directory)
+    if as_json:
+        print_json(directory / "table.json")
+        return
+    print(f"photographs: {rows[0].real}")
+    print_table(rows)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A sweep or a training, finished or not: directory, name or 'latest'.")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
+    from raydelta.results.runs import resolve_run
+
+    directory = resolve_run(run, runs)
+    sys.stderr.write(f"report       reads {directory} and draws its test photographs; this can take a minute\n")
+    from raydelta.results.report import report as report_run
+
+    print(report_run(directory))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
