@@ -16,7 +16,7 @@ from benchmarks.common import write_json
 from raydelta.compute.cluster import ensure_ray
 from raydelta.data.shards import Description, Item, StoredRow, list_ids, read_manifest, read_rows
 from raydelta.data.writing import write_dataset
-from raydelta.results.table import Row
+from raydelta.results.row import Row
 from raydelta.search_space import SPACES
 from raydelta.tuning.tune import tune
 

@@ -22,7 +22,8 @@ from raydelta.data.shards import read_manifest
 from raydelta.data.simulator.dataset import STAND_IN
 from raydelta.results.gallery import draw_gallery_here
 from raydelta.results.pictures import PAPER, Pixels, strip
-from raydelta.results.table import Row, read_table
+from raydelta.results.row import Row
+from raydelta.results.table import read_table
 from raydelta.training.job import read_job
 
 OUT = Path("docs/pictures/overview.png")

@@ -9,8 +9,9 @@ import numpy as np
 
 from raydelta.config import load_config
 from raydelta.data.taxonomy import CAMVID11
+from raydelta.results.row import Row
 from raydelta.results.sweep import Sweep, record_sweep
-from raydelta.results.table import Row, write_table
+from raydelta.results.table import write_table
 from raydelta.search_space import Space
 from raydelta.training.curve import format_curve
 from raydelta.training.metrics import class_ious, mean_iou

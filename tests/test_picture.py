@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.picture import OUT, draw
-from raydelta.results.table import Row, write_table
+from raydelta.results.row import Row
+from raydelta.results.table import write_table
 
 
 def sweep(trained: dict[str, Any]) -> Path:

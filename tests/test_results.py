@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import END, format_markdown
-from raydelta.results.table import Row, write_table
+from raydelta.results.row import Row
+from raydelta.results.table import write_table
 
 ROOT = Path(__file__).parents[1]
 

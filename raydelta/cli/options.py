@@ -13,7 +13,7 @@ from raydelta.version import __version__
 
 if TYPE_CHECKING:  # Ray, torch and pyarrow are imported by the command that needs them
     from raydelta.compute.cluster import Cluster
-    from raydelta.results.table import Row
+    from raydelta.results.row import Row
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")]
 Runs = Annotated[Path, typer.Option(help="Output directory.")]

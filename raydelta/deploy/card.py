@@ -12,7 +12,8 @@ import yaml
 from raydelta.deploy.network import Deployed
 from raydelta.recipes import short_name
 from raydelta.results.evaluate import count_labels, method_of
-from raydelta.results.table import Row, read_table
+from raydelta.results.row import Row
+from raydelta.results.table import read_table
 from raydelta.storage import without_secrets, write_atomically
 from raydelta.training.job import Job, read_stage
 from raydelta.version import __version__

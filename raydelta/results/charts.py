@@ -12,8 +12,9 @@ from typing import Any
 import altair as alt
 
 from raydelta.results.importance import Importance, is_logarithmic, is_numeric, varied_knobs
+from raydelta.results.row import Row
 from raydelta.results.sweep import Trial
-from raydelta.results.table import Row, Summary
+from raydelta.results.table import Summary
 
 Chart = dict[str, Any]
 

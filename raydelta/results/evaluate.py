@@ -12,8 +12,9 @@ from raydelta.data.shards import Domain, list_ids, read_manifest
 from raydelta.data.streams import load_images
 from raydelta.errors import UserError
 from raydelta.progress import Progress
+from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
-from raydelta.results.table import Row, write_table
+from raydelta.results.table import write_table
 from raydelta.training.job import Job, label_ids, read_job, read_stage
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
 from raydelta.training.trained import Model, load_model

@@ -17,7 +17,7 @@ import numpy as np
 
 from raydelta.errors import UserError
 from raydelta.recipes import MethodName
-from raydelta.results.table import Row
+from raydelta.results.row import Row
 from raydelta.search_space import ReplayConfig
 
 RESAMPLES = 500

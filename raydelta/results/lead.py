@@ -8,7 +8,8 @@ from raydelta.data.simulator.dataset import STAND_IN
 from raydelta.recipes import METHODS, RECIPES, short_name
 from raydelta.results.page import Page
 from raydelta.results.recommend import ORACLE, Recommendation, Recommended
-from raydelta.results.table import Row, Summary
+from raydelta.results.row import Row
+from raydelta.results.table import Summary
 
 ZERO = 0.5
 """IoU in percent below which a class counts as not recognised."""

@@ -16,14 +16,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from raydelta.recipes import METHODS, RECIPES, Family, family_of
-
-if TYPE_CHECKING:
-    from raydelta.results.table import Row
+from raydelta.results.row import Row
 
 ONE_SEED = 2.0
 """Points of mIoU that one seed cannot tell from chance."""
@@ -98,7 +95,7 @@ def describe(found: Recommendation) -> list[str]:
     return [f"{part.sentence}, if {premise}" for part, premise in families if part is not None]
 
 
-def _takes_part(row: "Row") -> bool:
+def _takes_part(row: Row) -> bool:
     method = METHODS.get(row.method)
     known = method is not None or row.method == "synthetic only"  # not the rows of a replay
     return known and row.method != ORACLE and not (method is not None and method.overrides.get("labels.shuffle"))

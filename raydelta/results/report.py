@@ -27,9 +27,10 @@ from raydelta.results.label_curve import sum_up
 from raydelta.results.lead import add_next
 from raydelta.results.page import Gallery, Page, TrainingCurve
 from raydelta.results.recommend import recommend
+from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
 from raydelta.results.sweep import RUN, read_sweep, read_trials
-from raydelta.results.table import Row, read_table
+from raydelta.results.table import read_table
 from raydelta.storage import write_atomically
 from raydelta.training import checkpoint
 from raydelta.training.curve import CURVE, read_curve

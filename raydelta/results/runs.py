@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from raydelta.config import flatten, read_yaml
 from raydelta.errors import UserError
+from raydelta.results.row import Row
 from raydelta.results.sweep import RUN, read_sweep, read_trials
-from raydelta.results.table import Row, read_table, summarise
+from raydelta.results.table import read_table, summarise
 from raydelta.storage import is_locked
 from raydelta.training.curve import CURVE, read_curve
 

@@ -15,8 +15,9 @@ from raydelta.results.label_curve import advise
 from raydelta.results.lead import add_lead, format_time
 from raydelta.results.page import Choice, Grid, Line, Page, TrainingCurve
 from raydelta.results.recommend import ORACLE, Recommendation, recommend
+from raydelta.results.row import Row
 from raydelta.results.sweep import Trial
-from raydelta.results.table import Row, Summary, spread_of, summarise
+from raydelta.results.table import Summary, spread_of, summarise
 from raydelta.training.curve import CURVE, Metrics, losses_of, read_curve
 
 POINTS = 60  # of a curve, at most; reports between them are gathered

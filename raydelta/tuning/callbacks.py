@@ -13,7 +13,7 @@ from raydelta.compute.gauges import record_trials
 from raydelta.config import Config, flatten
 from raydelta.progress import Progress
 from raydelta.results.gallery import draw_trainings
-from raydelta.results.table import Row
+from raydelta.results.row import Row
 from raydelta.training.job import Job
 from raydelta.training.run import prune
 from raydelta.tuning import trackers

@@ -21,7 +21,8 @@ from typing import Any, Protocol
 
 from raydelta.config import TrackingConfig
 from raydelta.errors import UserError
-from raydelta.results.table import Row, summarise
+from raydelta.results.row import Row
+from raydelta.results.table import summarise
 from raydelta.storage import fingerprint, without_secrets
 
 FOLDER = "tensorboard"

@@ -21,8 +21,9 @@ from raydelta.results.gallery import draw_gallery, draw_strips
 from raydelta.results.label_curve import sum_up
 from raydelta.results.recommend import recommend
 from raydelta.results.report import write_report
+from raydelta.results.row import Row
 from raydelta.results.sweep import Sweep, Trial, record_sweep, sweep_directory, write_trials
-from raydelta.results.table import Row, write_table
+from raydelta.results.table import write_table
 from raydelta.search_space import Space, open_space, within_labels
 from raydelta.selection.replay import draw_choices, replay
 from raydelta.training.assemble import open_large_sets

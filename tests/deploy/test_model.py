@@ -19,8 +19,9 @@ from raydelta.deploy.model import LoadedModel
 from raydelta.deploy.network import build, read_network
 from raydelta.errors import UserError
 from raydelta.results.pictures import overlay
+from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
-from raydelta.results.table import Row, write_table
+from raydelta.results.table import write_table
 from raydelta.training.job import make_job, read_stage
 from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph

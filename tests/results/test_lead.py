@@ -5,8 +5,8 @@ import pytest
 from raydelta.results.lead import add_next, format_time
 from raydelta.results.page import Page
 from raydelta.results.recommend import recommend
+from raydelta.results.row import Row
 from raydelta.results.sections import COMPARISON, FAMILIES, add_table, choose_shown
-from raydelta.results.table import Row
 from tests.results.test_recommend import SURE, rows_of
 from tests.sweep import make_rows
 

@@ -7,7 +7,8 @@ import pytest
 
 from raydelta.errors import UserError
 from raydelta.results.recommend import ONE_SEED, Recommendation, cost_of, describe, half_width, recommend
-from raydelta.results.table import Row, recommended_row, write_table
+from raydelta.results.row import Row
+from raydelta.results.table import recommended_row, write_table
 from tests.results.test_table import row
 
 

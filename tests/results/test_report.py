@@ -16,7 +16,8 @@ from raydelta.errors import UserError
 from raydelta.results.charts import to_json
 from raydelta.results.gallery import BUDGET
 from raydelta.results.report import write_report
-from raydelta.results.table import Row, write_table
+from raydelta.results.row import Row
+from raydelta.results.table import write_table
 from raydelta.training.curve import CURVE
 from raydelta.training.job import Job
 from tests.sweep import make_rows, make_sweep

@@ -14,7 +14,8 @@ from torch import Tensor
 from raydelta.compute.device import Place
 from raydelta.data.streams import Images
 from raydelta.data.taxonomy import BUILT_IN, IGNORE
-from raydelta.results.table import Row, Summary, format_table, read_table, spread_of, summarise, write_table
+from raydelta.results.row import Row
+from raydelta.results.table import Summary, format_table, read_table, spread_of, summarise, write_table
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
 
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from raydelta.compute.cluster import SETTINGS
 from raydelta.config import TrackingConfig, load_config, without_tracking
 from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.errors import UserError
-from raydelta.results.table import Row
+from raydelta.results.row import Row
 from raydelta.training.job import make_job
 from raydelta.tuning import trackers
 from raydelta.tuning.trackers import Run, end, log, open_trackers, show, start
