@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,22 @@ def test_a_damaged_checkpoint_costs_one_interval_more(measured: dict[str, Any]) 
 
 
 def test_the_same_training_twice_at_once(ray_session: None, tmp_path: Path) -> None:
-    """As two trials of a sweep with the same settings: the one that ends first removes what both kept."""
+    """As two trials of a sweep with the same settings: the one that comes second waits, and trains nothing."""
     config = prepare_data(load_config(overrides=TINY), tmp_path)
     job = make_job("expert", override(config, {"compute.report_every": 1}), tmp_path)
     steps: list[int] = []
+    seconds: list[dict[str, Any]] = []
+    twin = threading.Thread(target=train_here, args=(job, seconds.append))
 
-    def twin(metrics: dict[str, Any]) -> None:
+    def on_report(metrics: dict[str, Any]) -> None:
         steps.append(metrics["step"])
         if metrics["step"] == 3:
-            train_here(job)
+            twin.start()
 
-    train_here(job, twin)
-    assert steps == [1, 2, 3, 4, 5, 6]
+    train_here(job, on_report)
+    twin.join(60)
+    assert not twin.is_alive()
+    assert (steps, seconds) == ([1, 2, 3, 4, 5, 6], [])
     assert job.done
     assert not working_directory(job).exists()
 
