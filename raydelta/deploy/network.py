@@ -20,6 +20,7 @@ from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze
+from raydelta.networks.own_expert import OwnExpert
 from raydelta.results.evaluate import method_of
 from raydelta.results.table import read_recommended
 from raydelta.storage import write_atomically
@@ -174,7 +175,16 @@ def build(job: Job) -> Deployed:
 
 
 def save(model: Deployed, folder: Path) -> None:
-    """Write what ``load`` reads."""
+    """Write what ``load`` reads.
+
+    Raises:
+        UserError: it has an expert of the user's, of which only the file is known.
+    """
+    if any(isinstance(chain.segmenter, OwnExpert) for chain in model.chains if isinstance(chain, Chain)):
+        raise UserError(
+            f"{model.config.run}: its expert is a network of your own, which an exported folder cannot hold; "
+            "raydelta.load and raydelta predict take the run itself"
+        )
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(weights))
     write_atomically(folder / CONFIG, yaml.safe_dump(model.config.model_dump(mode="json"), sort_keys=False))

@@ -15,6 +15,7 @@ from raydelta.data.labels import choose_labels
 from raydelta.data.streams import Images, MemoryStream
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_label
+from raydelta.deploy.network import build, save
 from raydelta.errors import UserError
 from raydelta.recipes import METHODS, RECIPES, Kind
 from raydelta.results.evaluate import method_of
@@ -300,6 +301,9 @@ def test_an_expert_of_the_users_guides_is_never_changed_and_travels_with_the_run
     assert model.translate is not None
     torch.testing.assert_close(model.predict(images), trained.eval()(model.translate(images)))
     assert (moved / own.directory.name / "model.safetensors").read_bytes() == before
+    with pytest.raises(UserError, match="its expert is a network of your own, which an exported folder cannot hold"):
+        save(build(translator), folder / "exported")
+    assert not (folder / "exported").exists()
     with pytest.raises(UserError, match=r"expert\.model = .*theirs.*: cannot be read: No such file"):
         make_job("expert", at, moved)
 
