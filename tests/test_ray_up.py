@@ -306,7 +306,7 @@ def test_a_sweep_across_the_hosts(up: Laptop, buckets: Any) -> None:
         # Of one processor each, as the hosts have: they were on two.
         assert yaml.safe_load(kept[config])["compute"]["workers"] == 2
 
-    listed = up.raydelta("runs", "--cluster", up.cluster)
+    listed = up.raydelta("jobs", "--cluster", up.cluster)
     assert re.search(r"tune-space-\S+ +succeeded", listed), listed
     assert not [name for name, content in kept.items() if TOKEN.encode() in content]
 

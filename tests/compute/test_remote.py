@@ -176,7 +176,7 @@ def test_a_cluster_that_is_not_up_is_named(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(LOCAL))
     assert f"{file}: no way to the head of this cluster; is it up (ray up {file})?" in refused(
-        "runs", "--cluster", file
+        "jobs", "--cluster", file
     )
 
 
@@ -192,7 +192,7 @@ def test_a_head_that_takes_connections_and_says_nothing_is_named(home: Path) -> 
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert "nothing answers there within" in refused("runs", "--address", address, HOME=str(home))
+        assert "nothing answers there within" in refused("jobs", "--address", address, HOME=str(home))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "http://:x"])
@@ -244,9 +244,9 @@ def test_a_wrong_token_and_none_are_named(head: str, tmp_path: Path) -> None:
         errors = refused(*command, "--address", head, HOME=str(wrong))
         assert f"{head} refuses the token: put the cluster's into ~/.ray/auth_token" in errors
         assert "1" * 64 not in errors
-    assert f"{head} asks for a token" in refused("runs", "--address", head, RAY_AUTH_MODE="disabled")
+    assert f"{head} asks for a token" in refused("jobs", "--address", head, RAY_AUTH_MODE="disabled")
     (tmp_path / "none").mkdir()
-    errors = refused("runs", "--address", head, HOME=str(tmp_path / "none"))
+    errors = refused("jobs", "--address", head, HOME=str(tmp_path / "none"))
     assert "~/.ray/auth_token: the cluster's token cannot be read" in errors
 
 
@@ -283,7 +283,7 @@ def test_a_job_says_so_where_the_clusters_python_is_not_for_us(version: tuple[in
 def test_a_job_that_is_not_there_is_named(head: str, home: Path) -> None:
     for command in (["jobs", "nothing"], ["jobs", "nothing", "--stop"]):
         assert "knows no jobs/nothing" in refused(*command, "--address", head, HOME=str(home))
-    assert "--stop: name the job" in refused("runs", "--stop")
+    assert "--stop: name the job" in refused("jobs", "--stop")
 
 
 def test_more_workers_than_the_cluster_has_is_said_at_once(head: str, home: Path, tmp_path: Path) -> None:
@@ -330,15 +330,15 @@ def test_a_job_is_followed_left_found_again_and_stopped(head: str, home: Path, t
     assert job.startswith("tune-space-")
     assert f"follow it again: raydelta jobs {job} --address {head}" in first
 
-    listed = run("runs", "--address", head, HOME=str(home)).stdout
+    listed = run("jobs", "--address", head, HOME=str(home)).stdout
     assert re.search(rf"{job} +running +\d+:\d\d", listed), listed
     assert "raydelta tune space/space.yaml" in listed
 
     second = follow_until("preset laptop")
     assert f"runs already: {job}" in second
 
-    assert f"stopped {job}" in run("runs", job, "--stop", "--address", head, HOME=str(home)).stdout
-    ended = run("runs", job, "--address", head, expect=1, HOME=str(home))
+    assert f"stopped {job}" in run("jobs", job, "--stop", "--address", head, HOME=str(home)).stdout
+    ended = run("jobs", job, "--address", head, expect=1, HOME=str(home))
     assert "stopped" in ended.stderr
     assert "raydelta 0" in ended.stdout, "its output can be read after its end"
 

@@ -418,7 +418,10 @@ def test_a_training_on_labels_of_a_few_cells_is_finite_and_learns_them(
         reports[kind] = []
         train_here(job, reports[kind].append)
         assert job.done
-    losses = [report["cross_entropy"] for report in reports["fine-tuned"]]
+    losses = [report["losses"]["cross_entropy"] for report in reports["fine-tuned"]]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    assert all(np.isfinite(report["guidance"]) and report["guidance"] > 0 for report in reports["translator"])
+    assert all(
+        np.isfinite(report["losses"]["guidance"]) and report["losses"]["guidance"] > 0
+        for report in reports["translator"]
+    )
