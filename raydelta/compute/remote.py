@@ -383,6 +383,8 @@ def _request(method: str, address: str, path: str) -> Any:
     """Ray's own client has no time limit, and a head that is gone may keep a connection open for ever."""
     import requests
 
+    if not address.startswith(("http://", "https://")):
+        raise UserError(f"--address {address}: expected something like {DASHBOARD}")
     header = _token_for(address)
     try:
         answer = requests.request(
