@@ -1,8 +1,8 @@
 # raydelta in a container. `docker run` without arguments runs the main job; any command of raydelta can follow.
 #
 #   docker build -t raydelta .
-#   docker run --rm --shm-size=4g -v "$PWD/runs:/work/runs" raydelta                 # CPU
-#   docker run --rm --shm-size=4g -v "$PWD/runs:/work/runs" --gpus all raydelta      # GPUs
+#   docker run --rm --shm-size=4g -v "$PWD/runs:/srv/runs" raydelta                 # CPU
+#   docker run --rm --shm-size=4g -v "$PWD/runs:/srv/runs" --gpus all raydelta      # GPUs
 #
 # PyPI's torch for Linux holds CUDA and works without a GPU too. For a smaller image without CUDA, or for another CUDA,
 # name PyTorch's package index for it: --build-arg TORCH_WHEELS=ADDRESS
@@ -20,9 +20,9 @@ COPY raydelta raydelta
 RUN PIP_EXTRA_INDEX_URL="${TORCH_WHEELS}" pip install -c constraints.txt '.[export,video]' && rm -rf /build/*
 
 # Not root; uid 1000 is usually the one that owns the mounted folder.
-RUN useradd --create-home --uid 1000 raydelta && mkdir -p /work/runs && chown -R raydelta /work
+RUN useradd --create-home --uid 1000 raydelta && mkdir -p /srv/runs && chown -R raydelta /srv
 USER raydelta
-WORKDIR /work
-VOLUME /work/runs
+WORKDIR /srv
+VOLUME /srv/runs
 ENTRYPOINT ["raydelta"]
 CMD ["tune"]
