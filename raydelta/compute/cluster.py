@@ -120,6 +120,10 @@ def _start_private(settings: dict[str, Any]) -> Any:
     os.environ.update(told)  # inherited by all that starts now
     try:
         return ray.init("local", include_dashboard=True, _temp_dir=str(private_folder() / "ray"), **settings)
+    except Exception as error:  # Ray raises no type of its own for it
+        if "timed out during startup" in str(error):
+            raise UserError("Ray did not start within its 30 seconds: the machine is busy; try again") from error
+        raise
     finally:
         for name in told:
             del os.environ[name]

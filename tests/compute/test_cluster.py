@@ -213,3 +213,12 @@ def test_a_running_ray_of_another_user_is_not_joined(tmp_path: Path, monkeypatch
         file.rename(tmp_path / "real")
         file.symlink_to(tmp_path / "real")
         assert cluster.running_address() is None
+
+
+def test_a_ray_that_does_not_start_in_time_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*arguments: object, **settings: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(UserError, match="Ray did not start within its 30 seconds"):
+        cluster._start_private({})
