@@ -16,7 +16,7 @@ from raydelta.results.lead import add_lead, format_time
 from raydelta.results.page import Choice, Grid, Line, Page, TrainingCurve
 from raydelta.results.recommend import ORACLE, Recommendation, recommend
 from raydelta.results.row import Row
-from raydelta.results.sweep import Trial
+from raydelta.results.sweep import Trial, best_of
 from raydelta.results.table import Summary, spread_of, summarise
 from raydelta.training.curve import CURVE, Metrics, losses_of, read_curve
 
@@ -79,7 +79,7 @@ def add_trials(page: Page, trials: Sequence[Trial]) -> None:
         ]
         for number, trial in enumerate(trials, start=1)
     ]
-    best = max(scored, key=lambda trial: trial.miou or 0, default=None)
+    best = best_of(trials)
     page.trials = Grid(
         caption="Trials of the sweep, mIoU on the validation labels",
         columns=["trial", *knobs, "mIoU %", "steps", "device time", "state"],

@@ -131,6 +131,15 @@ def write_trials(directory: Path, trials: Sequence[Trial]) -> None:
     write_atomically(directory / TRIALS, json.dumps(results, indent=1))
 
 
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """The best on the validation labels; None: no trial has an mIoU.
+
+    One that was stopped early has lost to others at the same step, whatever those score at their end.
+    """
+    scored = [trial for trial in trials if trial.miou is not None]
+    return max(scored, key=lambda trial: (not trial.stopped_early, trial.miou or 0.0), default=None)
+
+
 def key_of(overrides: Mapping[str, Any]) -> str:
     return json.dumps(overrides, sort_keys=True)
 

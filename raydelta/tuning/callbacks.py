@@ -74,17 +74,22 @@ def prune_trials(job_of: Callable[[dict[str, Any]], Job]) -> Any:
     from ray import tune
 
     class PruneTrials(tune.Callback):
-        """Holds the last mIoU of every trial, and the configs of those that ended and still have checkpoints."""
+        """Holds where every trial is (steps, mIoU), and the configs of those that ended and still have checkpoints.
+
+        A running trial prunes nobody: what it scores on the way may be more than what it ends with.
+        """
 
         def __init__(self) -> None:
-            self.scores: dict[str, float] = {}
+            self.reached: dict[str, tuple[int, float]] = {}
+            self.final: list[tuple[int, float]] = []
             self.ended: dict[str, dict[str, Any]] = {}
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            self.scores[trial.trial_id] = result.get("miou", 0.0)
+            self.reached[trial.trial_id] = result.get("step", 0), result.get("miou", 0.0)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.ended[trial.trial_id] = trial.config
+            self.final.append(self.reached.get(trial.trial_id, (0, 0.0)))
 
         def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
             for name in self._worse():
@@ -98,8 +103,12 @@ def prune_trials(job_of: Callable[[dict[str, Any]], Job]) -> Any:
                 time.sleep(0.2)
 
         def _worse(self) -> list[str]:
-            best = max(self.scores.values(), default=0.0)
-            return [name for name in self.ended if self.scores.get(name, 0.0) < best]
+            """Those that another one has beaten with at least as many steps."""
+            return [
+                name
+                for name, reached in ((name, self.reached.get(name, (0, 0.0))) for name in self.ended)
+                if any(steps >= reached[0] and miou > reached[1] for steps, miou in self.final)
+            ]
 
     return PruneTrials()
 

@@ -22,7 +22,7 @@ from raydelta.results.label_curve import sum_up
 from raydelta.results.recommend import recommend
 from raydelta.results.report import write_report
 from raydelta.results.row import Row
-from raydelta.results.sweep import Sweep, Trial, record_sweep, sweep_directory, write_trials
+from raydelta.results.sweep import Sweep, Trial, best_of, record_sweep, sweep_directory, write_trials
 from raydelta.results.table import write_table
 from raydelta.search_space import Space, open_space, within_labels
 from raydelta.selection.replay import draw_choices, replay
@@ -184,20 +184,15 @@ def _search(plan: _Plan, resume: bool) -> _Found:
         return _Found(plan.config, [], None, None)
     results = plan.train.sweep(plan.directory / "sweep", resume)
     trials = plan.train.read(results)
-    best = _best_of(trials)
-    write_trials(plan.directory, trials)
-    return _Found(override(plan.config, best.overrides), trials, best, results)
-
-
-def _best_of(trials: Sequence[Trial]) -> Trial:
-    scored = [(trial.miou, trial) for trial in trials if trial.miou is not None]
-    if not scored:
+    best = best_of(trials)
+    if best is None:
         reasons = {trial.error for trial in trials if trial.error}
         raise UserError(
             "no trial of the sweep has a validation mIoU: "
             + ("; ".join(sorted(reasons)) or "labels.validation must be at least 1, and the real set needs labels")
         )
-    return max(scored, key=lambda pair: pair[0])[1]
+    write_trials(plan.directory, trials)
+    return _Found(override(plan.config, best.overrides), trials, best, results)
 
 
 def _train_rows(plan: _Plan, config: Config) -> list[tuple[str, Job]]:

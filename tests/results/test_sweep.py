@@ -6,7 +6,7 @@ import pytest
 
 from raydelta.errors import UserError
 from raydelta.results.importance import rank_knobs, varied_knobs
-from raydelta.results.sweep import RUN, Trial, read_sweep, read_trials
+from raydelta.results.sweep import RUN, Trial, best_of, read_sweep, read_trials
 from tests.sweep import SEARCH, make_sweep, make_trial
 
 
@@ -77,6 +77,15 @@ def test_damaged_results_say_so(tmp_path: Path, text: str) -> None:
     (directory / "trials.json").write_text(text)
     with pytest.raises(UserError, match=r"trials\.json: damaged"):
         read_trials(directory)
+
+
+def test_who_was_stopped_early_is_not_the_best_whatever_it_scored_then() -> None:
+    early = Trial({}, 31.0, 4, 1.0, None, True, True)
+    whole, other = (Trial({}, miou, 20, 1.0, None, True, False) for miou in (30.0, 29.0))
+    failed = Trial({}, None, 20, 1.0, "out of memory", True, False)
+    assert best_of([early, other, whole, failed]) is whole
+    assert best_of([early, failed]) is early
+    assert best_of([failed]) is None
 
 
 def test_the_knob_that_decides_is_found() -> None:
