@@ -29,7 +29,7 @@ from raydelta.training.loop import Training, hash_seed
 from raydelta.training.losses import class_weights
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
 from raydelta.training.student import Appearance, StudentTraining
-from raydelta.training.supervised import Predict, SegmenterTraining, recalibrate
+from raydelta.training.supervised import Predict, SegmenterTraining
 from raydelta.training.trained import ensemble, load_generator, load_model, load_segmenter
 from raydelta.training.translator import TranslatorTraining
 
@@ -140,7 +140,7 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
 
     def validate() -> dict[str, float]:
         if isinstance(training, SegmenterTraining) and calibration is not None:
-            recalibrate(training.average, calibration, place.device)
+            training.calibrate(calibration)
         if validation is None or len(validation) == 0:
             return {}
         return {"miou": mean_iou(class_ious(confusion_matrix(training.predictor(), validation, classes, place)))}

@@ -88,6 +88,7 @@ class StudentTraining(SegmenterTraining):
         """Photographs with the teacher's labels; a mean teacher's are mixed with images whose labels are known."""
         if callable(self.teacher):
             return real, confident_labels(self.teacher(real), self.settings.confidence)
+        self.uncalibrate()
         labels = confident_labels(self.predictor()(real), self.settings.confidence)
         known = [list(zip(images, _given(labels), strict=True)) for images, labels in supervised.values()]
         in_turn = [pair for pairs in zip_longest(*known) for pair in pairs if pair is not None]

@@ -50,6 +50,7 @@ class SegmenterTraining:
         self.weights = {name: values.to(place.device) for name, values in (weights or {}).items()}
         self._forward = place.parallel(self.network)
         self._updates = 0
+        self._followed: dict[str, Tensor] = {}  # the average's own statistics, while it has calibrated ones
         matrices = [weight for weight in self.network.parameters() if weight.ndim > 1]
         vectors = [weight for weight in self.network.parameters() if weight.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -98,11 +99,26 @@ class SegmenterTraining:
             group["lr"] = self.learning_rate * min(1.0, 20 * (done + 0.01)) * (1 - done) ** 0.9
         self._optimiser.step()
         self._updates += 1
+        self.uncalibrate()
         follow(self.average, self.network, min(self.ema, self._updates / (self._updates + 9)))
 
     def predictor(self) -> Callable[[Tensor], Tensor]:
         """Images (N, 3, H, W) in [-1, 1] → logits (N, C, H, W), with the average as it is now."""
         return build_predictor(self.average)
+
+    def calibrate(self, images: Images) -> None:
+        """Give the average the batch-norm statistics of some images, until the next step.
+
+        What is learned does not depend on it, nor on how often it is done.
+        """
+        self.uncalibrate()
+        self._followed = _statistics(self.average)
+        recalibrate(self.average, images, self.place.device)
+
+    def uncalibrate(self) -> None:
+        """Back to the statistics that follow the network's."""
+        self.average.load_state_dict(self._followed, strict=False)
+        self._followed = {}
 
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint keeps as weights; ``segmenter``, the average, is what is used."""
@@ -114,12 +130,14 @@ class SegmenterTraining:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, the same on every rank."""
-        return {"optimiser": self._optimiser.state_dict(), "updates": self._updates}
+        followed = self._followed or _statistics(self.average)
+        return {"optimiser": self._optimiser.state_dict(), "updates": self._updates, "statistics": followed}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from another training's state."""
         self._optimiser.load_state_dict(state["optimiser"])
         self._updates = state["updates"]
+        self._followed = state.get("statistics", {})
 
     def rank_state(self) -> dict[str, Any]:
         """What differs between ranks: nothing."""
@@ -127,6 +145,10 @@ class SegmenterTraining:
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
+
+
+def _statistics(network: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in network.named_buffers()}
 
 
 @torch.no_grad()
