@@ -295,22 +295,23 @@ print(len(images), images.pixels.nbytes + images.labels.nbytes, grown)
 """
 
 
-def test_loading_takes_the_memory_of_the_pixels_and_a_row_group_not_of_the_encoded_images(tmp_path: Path) -> None:
+def test_loading_takes_the_memory_of_the_pixels_and_some_row_groups_not_of_the_encoded_images(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "PNG")  # 780 kB that become 2 kB
+    Image.fromarray(noise).save(buffer, "PNG", compress_level=0)  # 780 kB that become 2 kB
     path, small = tmp_path / "large", tmp_path / "small"
     write_rows(small, [encode_png(0)], rows_per_shard=1)
-    write_rows(path, [buffer.getvalue()] * 200, rows_per_shard=100)
+    write_rows(path, [buffer.getvalue()] * 300, rows_per_shard=100)
     encoded = sum(shard.stat().st_size for shard in path.glob("*.parquet"))
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(small), str(path)], capture_output=True, text=True, check=True
     )
     count, decoded, grown = map(int, done.stdout.split())
-    assert count == 200
+    assert count == 300
     assert encoded > 5 * decoded
     row_group = 16 * len(buffer.getvalue())
-    assert grown * 1024 < decoded + 3 * row_group < encoded / 3
+    # One group as a file's page, as a table and as bytes, the one before it, and what the allocators keep.
+    assert grown * 1024 < decoded + 7 * row_group < encoded / 2
 
 
 def write_rows(target: Path, images: list[bytes], rows_per_shard: int) -> None:
