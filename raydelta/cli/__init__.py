@@ -1,4 +1,4 @@
-"""The command line. Thin: every command is a plain function elsewhere, imported only when it runs.
+"""The command line. Thin: every command is a plain function elsewhere (but ``doctor``), imported only when it runs.
 
 In: the words of the user. Out: calls of the other rooms, their results in words, an exit code.
 """

@@ -60,7 +60,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check versions, devices, cluster, storage, memory; say what is wrong and how to mend it. Exit code 1 if bad."""
-    from raydelta.doctor import checks
+    from raydelta.cli.doctor import checks
 
     found = checks.diagnose(runs, addresses or [])
     print(checks.as_json(found) if as_json else checks.format_checks(found))

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 import raydelta
-from raydelta.doctor import checks, probes
+from raydelta.cli.doctor import checks, probes
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """What ``raydelta doctor`` asks in a process of its own, because it may crash or hang: torch, Ray, an address.
 
-``python -m raydelta.doctor.probes torch`` prints its answer as the last line, in JSON.
+``python -m raydelta.cli.doctor.probes torch`` prints its answer as the last line, in JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ def ask(what: str, seconds: float, value: str = "") -> dict[str, Any]:
     Raises:
         Silent: it crashed, or gave no answer in time.
     """
-    command = [sys.executable, "-m", "raydelta.doctor.probes", what]
+    command = [sys.executable, "-m", "raydelta.cli.doctor.probes", what]
     try:
         done = subprocess.run(command, input=value, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -26,7 +26,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from raydelta import version
-from raydelta.doctor.probes import Silent, ask
+from raydelta.cli.doctor.probes import Silent, ask
 from raydelta.version import __version__
 
 State = Literal["ok", "warn", "bad"]
