@@ -59,10 +59,10 @@ def test_a_task_without_a_gpu_uses_none(ray_session: None, monkeypatch: pytest.M
     monkeypatch.setattr("raydelta.compute.device.choose_dtype", lambda *arguments: torch.float32)
 
     def choose() -> str:
-        torch.cuda.is_available = lambda: True
+        torch.cuda.is_available = lambda: True  # its process ends with it, and serves no other test
         return find_place(Config()).device.type
 
-    assert ray.get(ray.remote(num_gpus=0)(choose).remote()) == "cpu"
+    assert ray.get(ray.remote(num_gpus=0, max_calls=1)(choose).remote()) == "cpu"
     assert find_place(Config()).device.type == "cuda", "a process of its own uses what there is"
 
 
