@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,23 +44,41 @@ the next one has to bring a checkpoint, as this machine is about to be taken awa
 REMEDY = "lower the learning rate, or set compute.precision=fp32"
 
 
-@dataclass
 class Timers:
-    """Seconds per phase since the last report."""
+    """Seconds per phase since the last report, as the device spends them.
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    A GPU works behind the host: there a phase lasts from when the device comes to it until the device is past it, so
+    that waiting for data counts only where the device waits too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._phases: list[tuple[str, Any, Any]] = []  # name, and the marks where it began and ended
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time within to the phase of that name."""
-        start = time.perf_counter()
+        start = self._mark()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self._phases.append((name, start, self._mark()))
 
     def take(self) -> dict[str, float]:
-        """The seconds so far; starts again from zero."""
-        seconds, self.seconds = self.seconds, {}
+        """The seconds so far; starts again from zero. Waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        phases, self._phases = self._phases, []
+        seconds: dict[str, float] = {}
+        for name, start, end in phases:
+            took = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+            seconds[name] = seconds.get(name, 0.0) + took
         return seconds
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
 
 def train(
@@ -97,7 +114,7 @@ def train(
     if compute.compile:
         torch.compiler.reset()  # else the shapes of earlier trials in this process use up the compiler's limit
         training.compile()
-    timers, losses, leaving = Timers(), _Losses(place, first), False
+    timers, losses, leaving = Timers(place.device), _Losses(place, first), False
 
     for step in range(first, steps):
         with timers.phase("data"):

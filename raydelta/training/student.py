@@ -103,22 +103,23 @@ def confident_labels(logits: Tensor, confidence: float) -> Tensor:
 
 
 def mix_classes(images: Tensor, labels: Tensor, real: Tensor, pseudo: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of the classes of each image pasted into a photograph. ClassMix, Olsson et al. 2021.
+    """Half of the classes of each image, rounded up, pasted into a photograph. ClassMix, Olsson et al. 2021.
+
+    The host never waits for the device.
 
     Args:
         images: with labels, at least one; taken in turn where there are fewer than photographs.
     """
-    mixed, mixed_labels = real.clone(), pseudo.clone()
-    for index in range(len(real)):
-        image, label = images[index % len(images)], labels[index % len(labels)]
-        present = label.unique()
-        present = present[present != IGNORE]
-        # drawn on the CPU, where a resumed run restores the generator
-        chosen = present[torch.randperm(len(present))[: (len(present) + 1) // 2].to(present.device)]
-        pasted = torch.isin(label, chosen)
-        mixed[index] = torch.where(pasted, image, mixed[index])
-        mixed_labels[index] = torch.where(pasted, label, mixed_labels[index])
-    return mixed, mixed_labels
+    turns = -(-len(real) // len(images))
+    images, labels = images.repeat(turns, 1, 1, 1)[: len(real)], labels.repeat(turns, 1, 1)[: len(real)]
+    ids = labels.flatten(1)
+    present = torch.zeros(len(real), IGNORE + 1, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+    present[:, IGNORE] = False
+    # Drawn on the CPU, where a resumed run restores the generator; the smallest keys among the present classes win.
+    keys = torch.rand(present.shape).to(ids.device, non_blocking=True).masked_fill(~present, 2)
+    chosen = present & (keys.argsort(1).argsort(1) < (present.sum(1, keepdim=True) + 1) // 2)
+    pasted = chosen.gather(1, ids).view_as(labels)
+    return torch.where(pasted[:, None], images, real), torch.where(pasted, labels, pseudo)
 
 
 def _given(labels: Tensor | None) -> Tensor:

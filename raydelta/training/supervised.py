@@ -125,8 +125,8 @@ class SegmenterTraining:
         return {"segmenter": self.average, "trained": self.network}
 
     def compile(self) -> None:
-        """Compile the networks in place."""
-        self.network.compile()
+        """Compile the network in place, for each size of batch by itself."""
+        self.network.compile(dynamic=False)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, the same on every rank."""

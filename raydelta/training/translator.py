@@ -156,9 +156,9 @@ class TranslatorTraining:
         return {name: getattr(self, name) for name in names}
 
     def compile(self) -> None:
-        """Compile the networks in place."""
+        """Compile the networks in place, for each size of batch by itself: one graph for all sizes is slower."""
         for network in (self.r2s, self.s2r, self.d_synthetic, self.d_real, *([self.expert] if self.expert else [])):
-            network.compile()
+            network.compile(dynamic=False)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights, the same on every rank."""

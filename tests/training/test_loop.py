@@ -16,7 +16,7 @@ from raydelta.data.streams import Images, MemoryStream
 from raydelta.errors import TrainingError
 from raydelta.networks.layers import freeze
 from raydelta.training import checkpoint
-from raydelta.training.loop import Training, hash_seed, train
+from raydelta.training.loop import Timers, Training, hash_seed, train
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
 from raydelta.training.supervised import SegmenterTraining
 from raydelta.training.translator import TranslatorTraining
@@ -335,3 +335,30 @@ def test_seeds_are_spread_and_stay_as_they_are() -> None:
     assert len({hash_seed(first, second) for first in range(30) for second in range(30)}) == 900
     assert hash_seed(0) == hash_seed(0) != hash_seed(0, 0)
     assert all(0 <= hash_seed(value, value) < 2**63 for value in (0, 7, 2**62))
+
+
+def test_phases_of_a_gpu_are_measured_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host queues 2 s of work for the device, waits 3 s for data meanwhile, then queues the next step."""
+    clock = {"host": 0.0, "device": 0.0}
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: object) -> None:
+            self.at = max(clock["host"], clock["device"])  # when the device, with all before it done, comes to it
+
+        def elapsed_time(self, later: "Event") -> float:
+            return 1000 * (later.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    timers = Timers(torch.device("cuda"))
+    for wait in (0.0, 3.0, 1.0):
+        with timers.phase("data"):
+            clock["host"] += wait
+        with timers.phase("step"):
+            clock["device"] = max(clock.values()) + 2.0
+    assert timers.take() == {"data": 1.0, "step": 6.0}, "of the 4 s of the host the device waited 1"
+    assert timers.take() == {}

@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.distributed
 import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydelta.compute.device import Place
 from raydelta.config import load_config
@@ -107,6 +109,42 @@ def test_an_image_without_labels_pastes_nothing() -> None:
     mixed, mixed_labels = mix_classes(images, torch.full_like(labels, IGNORE), real, pseudo)
     assert torch.equal(mixed, real)
     assert torch.equal(mixed_labels, pseudo)
+
+
+def test_every_class_is_pasted_as_often_as_any_other() -> None:
+    images, labels, real, pseudo = to_mix()
+    counts = torch.zeros(5)
+    for _ in range(200):
+        pasted = mix_classes(images[:1], labels[:1], real[:1], pseudo[:1])[0][0, 0] > 0
+        counts[labels[0][pasted].unique()] += 1
+    assert counts.sum() == 200 * 3
+    assert (counts / 200 - 3 / 5).abs().max() < 0.15
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: values that decide what is done next, and shapes that follow them."""
+
+    WAITS = frozenset(
+        f"aten::{name}"
+        for name in ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "equal", "is_nonzero")
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        assert name not in self.WAITS, name
+        assert name != "aten::index" or all(i is None or i.dtype != torch.bool for i in args[1]), "index by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("teacher", [sharp, "average"])
+def test_no_step_waits_for_the_device(teacher: Predict | str) -> None:
+    training = build_training(build_network(norm=True), teacher)
+    batch = {"synthetic": colourful(4), "labelled": colourful(3, seed=1), "real": photographs()}
+    with pytest.raises(AssertionError, match="_unique2"), NoWaiting():
+        torch.arange(3).unique()
+    with NoWaiting():
+        terms = training.step(batch, 0.5)
+    assert "pseudo_labels" in terms
 
 
 def test_in_an_ensemble_the_confident_member_decides() -> None:

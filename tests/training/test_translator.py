@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -449,3 +450,22 @@ def test_two_ranks_step_like_one(tmp_path: Path, dice: float) -> None:
         for name, value in terms.items():
             both = (ranks[0][0][step][0][name] + ranks[1][0][step][0][name]) / 2
             torch.testing.assert_close(both, value, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_every_size_of_batch_is_compiled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator sees three sizes in a step; one graph for all of them would have symbolic shapes."""
+    symbolic: list[bool] = []
+    compile_module = nn.Module.compile
+
+    def backend(graph: Any, inputs: list[Any]) -> Any:
+        symbolic.append(any(isinstance(each, torch.SymInt) for each in inputs))
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **kept: compile_module(self, backend=backend, **kept))
+    training = build(configure("guidance.weight=0.5"))
+    torch.compiler.reset()
+    training.compile()
+    for _ in range(2):
+        training.step(batch_of(2, 2, 3), 0.0)
+    assert len(symbolic) >= 5 and not any(symbolic)
+    torch.compiler.reset()
