@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import FULL, describe_machine, in_turn, print_table, write_json
 from raydelta.compute.device import find_place
 from raydelta.config import load_config
-from raydelta.data.augment import to_float
+from raydelta.data.pixels import to_float
 from raydelta.data.streams import Images
 from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.layers import freeze

@@ -19,7 +19,7 @@ from benchmarks.common import describe_machine, print_table, write_json
 from benchmarks.plain_cyclegan import PlainCycleGAN
 from raydelta.compute.device import Place, has_bf16_units
 from raydelta.config import Config, load_config, override
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.networks import build_segmenter
 from raydelta.networks.layers import freeze
 from raydelta.training.translator import TranslatorTraining

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -154,15 +155,45 @@ class AugmentConfig(Section):
     colour: Share = 0.5  # segmenters: brightness, contrast, saturation, white balance, grey and blur
 
 
+def _is_path(weights: str) -> bool:
+    return "/" in weights or "." in weights
+
+
+def _absolute(weights: str | None) -> str | None:
+    """A path as seen from anywhere: a worker has another current folder."""
+    return str(Path(weights).expanduser().absolute()) if weights is not None and _is_path(weights) else weights
+
+
 class SegmenterConfig(Section):
     """``lean``, or any segmentation-models-pytorch architecture. ``weights: null`` trains from scratch, no download."""
 
     architecture: str = "unet"
     width: Annotated[int, Field(ge=6, multiple_of=6)] = 24  # channels after the first layer of ``lean``
     encoder: str = "timm-regnetx_002"
-    weights: str | None = None
+    weights: Annotated[str | None, AfterValidator(_absolute)] = None  # a file or folder, or a name that is downloaded
+    encoder_rate: Share = 1.0  # learning rate of the encoder ÷ that of the rest; 0: its weights stay as they are
     depth: Annotated[int, Field(ge=3, le=5)] = 4
     decoder_channels: tuple[Positive, ...] = (64, 32, 16, 8)  # U-Net-like decoders only, one per depth
+
+    @property
+    def multiple(self) -> int:
+        """Width and height of images are multiples of it, in pixels."""
+        return 32 if self.architecture.lower() == "dpt" else 2**self.depth
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file or folder of pre-trained weights; None: there are none, or they are downloaded by their name."""
+        return Path(self.weights) if self.weights is not None and _is_path(self.weights) else None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.encoder_rate == 0 and self.weights is None:
+            raise ValueError(
+                "segmenter.encoder_rate = 0: the encoder would stay untrained; name its weights (segmenter.weights)"
+            )
+        if self.architecture.lower() == "dpt" and self.depth != 4:
+            raise ValueError(f"segmenter.depth = {self.depth}: dpt takes four layers of its encoder; set it to 4")
+        return self
 
 
 class ExpertConfig(Section):
@@ -319,10 +350,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, pixels in (("data.width", self.data.width), ("data.height", self.data.height)):
-            if pixels % 2**self.segmenter.depth:
-                raise ValueError(
-                    f"{name} = {pixels} must be a multiple of 2 to the segmenter.depth = {self.segmenter.depth}"
+            if pixels % self.segmenter.multiple:
+                rule = (
+                    "32 for segmenter.architecture = dpt"
+                    if self.segmenter.multiple != 2**self.segmenter.depth
+                    else f"2 to the segmenter.depth = {self.segmenter.depth}"
                 )
+                raise ValueError(f"{name} = {pixels} must be a multiple of {rule}")
         return self
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from raydelta.config import GeneratorConfig, SegmenterConfig, read_yaml, validated
-from raydelta.data.augment import to_float
+from raydelta.data.pixels import to_float
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks import Generator, build_segmenter
@@ -56,7 +56,7 @@ class DeployConfig(BaseModel):
     @property
     def multiple(self) -> int:
         """What width and height of an image have to be multiples of inside."""
-        return max(4, *(2**chain.segmenter.depth for chain in self.chains))
+        return max(4, *(chain.segmenter.multiple for chain in self.chains))
 
 
 class Chain(nn.Module):
@@ -159,7 +159,9 @@ def build(job: Job) -> Deployed:
         translates = part.kind == "translator"
         directory = part.expert if translates else part.directory
         assert directory is not None
-        segmenter = read_config(directory / "checkpoint").segmenter.model_copy(update={"weights": None})
+        segmenter = read_config(directory / "checkpoint").segmenter.model_copy(
+            update={"weights": None, "encoder_rate": 1.0}
+        )
         generator = read_generator(part.directory, "r2s_ema") if translates else None
         settings.append(ChainConfig(segmenter=segmenter, generator=part.config.generator if translates else None))
         chains.append(Chain(load_segmenter(directory, len(taxonomy)), generator))

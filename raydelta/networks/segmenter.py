@@ -10,17 +10,29 @@ from torch import nn
 from raydelta.config import SegmenterConfig
 from raydelta.errors import UserError
 from raydelta.networks.lean import Lean
+from raydelta.networks.pretrained import check_loaded, expect_centred, read_weights
+
+DPT: dict[str, Any] = {
+    "decoder_intermediate_channels": (48, 96, 192, 384),
+    "decoder_fusion_channels": 64,
+    "patch_size": 16,
+    "img_size": 512,
+    "dynamic_img_size": True,
+}
+"""DPT as in Depth Anything's small model (Yang et al. 2024). timm resizes patches and positions of pre-trained weights
+to these, and positions to the image."""
 
 
 def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = True) -> nn.Module:
-    """(N, 3, H, W) in [-1, 1] → logits (N, classes, H, W); H and W multiples of 2 to the depth.
+    """(N, 3, H, W) in [-1, 1] → logits (N, classes, H, W); H and W multiples of ``config.multiple``.
 
     Args:
-        pretrained: download the weights that the config names. False for a finished training, which has its own, and
-            which may be a stranger's: reading it must not use the network.
+        pretrained: read or download the weights that the config names. False for a finished training, which has its
+            own, and which may be a stranger's: reading it must not use the network.
 
     Raises:
-        UserError: the library knows no such architecture or encoder, or they do not go together.
+        UserError: the library knows no such architecture or encoder, they do not go together, or the weights are not
+            the encoder's.
     """
     if config.architecture == "lean":
         if config.weights is not None:
@@ -39,31 +51,63 @@ def build_segmenter(config: SegmenterConfig, classes: int, pretrained: bool = Tr
         )
     if ":" in config.encoder:  # timm would ask a hub, or read a directory, that a stranger's config names
         raise UserError(f"segmenter.encoder = {config.encoder!r}: give the name of an encoder, not an address of a hub")
+    weights, by_timm = config.weights if pretrained else None, _is_of_timm(config.encoder)
+    file = config.weights_file if weights is not None else None
+    loaded = read_weights(file, config.encoder) if file is not None else None
+    options = _options(config, model)
+    asked: str | bool | None = weights if loaded is None else None  # of the library, to download them
+    if by_timm and weights is not None:
+        asked = True
+        options |= {"pretrained_cfg_overlay": {"state_dict": loaded}} if loaded is not None else {}
+    try:
+        network = model(
+            config.encoder,
+            encoder_weights=asked,
+            in_channels=3,
+            classes=classes,
+            **options,
+        )
+        if loaded is not None and not by_timm:
+            network.encoder.load_state_dict(loaded)
+        with torch.no_grad():
+            size = network.eval()(torch.zeros(1, 3, 64, 64)).shape[-2:]
+        if size != (64, 64):
+            raise ValueError(f"its logits are {tuple(size)} for an image of (64, 64)")
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
+        lacks = loaded is not None and isinstance(error, KeyError)
+        reason = f"there is no tensor {error} among the weights" if lacks else str(error)
+        raise UserError(
+            f"segmenter {config.architecture!r} with encoder {config.encoder!r}, depth {config.depth}, "
+            f"decoder_channels {config.decoder_channels} and weights {weights!r} cannot be built: {reason}"
+        ) from error
+    if loaded is not None and file is not None:
+        check_loaded(network.encoder, loaded, file)
+        described: dict[str, Any] = getattr(network.encoder, "model", network).__dict__.get("pretrained_cfg", {})
+        described.pop("state_dict", None)  # timm keeps it, and a copy of the network would copy it
+    if weights is not None:
+        expect_centred(network.encoder)
+    return network.train()
+
+
+def _options(config: SegmenterConfig, model: type[nn.Module]) -> dict[str, Any]:
+    """What the library's model is built with; a warning names what it does not take."""
     accepted = inspect.signature(model).parameters
     options: dict[str, Any] = {"encoder_depth": config.depth}
     if len(config.decoder_channels) > 1:
         options["decoder_channels"] = config.decoder_channels
     for name in [name for name in options if name not in accepted]:
-        warnings.warn(f"segmenter.architecture = {config.architecture!r} takes no {name}: not honoured", stacklevel=2)
+        if name != "decoder_channels" or config.decoder_channels != SegmenterConfig().decoder_channels:
+            taken = f"segmenter.architecture = {config.architecture!r} takes no {name}"
+            warnings.warn(f"{taken}: not honoured", stacklevel=3)
         del options[name]
-    try:
-        network = model(
-            config.encoder,
-            encoder_weights=config.weights if pretrained else None,
-            in_channels=3,
-            classes=classes,
-            **options,
-        )
-        with torch.no_grad():
-            size = network.eval()(torch.zeros(1, 3, 64, 64)).shape[-2:]
-        if size != (64, 64):
-            raise ValueError(f"its logits are {tuple(size)} for an image of (64, 64)")
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"segmenter {config.architecture!r} with encoder {config.encoder!r}, depth {config.depth} and "
-            f"decoder_channels {config.decoder_channels} cannot be built: {error}"
-        ) from error
-    return network.train()
+    return options | (DPT if config.architecture.lower() == "dpt" else {})
+
+
+def _is_of_timm(encoder: str) -> bool:
+    """Whether the library leaves building it, and loading its weights, to timm."""
+    from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
+
+    return encoder.startswith("tu-") or is_equivalent_to_timm_universal(encoder)
 
 
 def _is_architecture(model: Any) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from raydelta.compute.device import Place, find_place
 from raydelta.compute.tasks import get_or_cause, start_remote
-from raydelta.config import LabelCells
+from raydelta.config import LabelCells, SegmenterConfig
 from raydelta.data.labels import choose_labels, count_bought
 from raydelta.data.prepare import evaluation_split, unseen_sequences
 from raydelta.data.price import Price, price_of
@@ -94,7 +94,7 @@ def evaluate_job(method: str, job: Job) -> list[Row]:
                 split=title,
                 device_hours=device_hours(job),
                 start=job.recipe.start if job.recipe.section == "student" else "expert",
-                pretraining=job.config.segmenter.weights,
+                pretraining=_pretraining(job.config.segmenter),
                 miou=mean_iou(ious),
                 validation=on_validation,
                 per_class=dict(zip(classes, ious, strict=True)),
@@ -172,6 +172,12 @@ def device_hours(job: Job) -> float:
     built_on = {each.directory for each in [*job.parents, job]} | ({job.expert} if job.expert else set())
     stages = [read_stage(directory) for directory in built_on]  # an ensemble has no stage of its own
     return sum(stage["metrics"]["device_seconds"] for stage in stages if stage is not None) / 3600
+
+
+def _pretraining(segmenter: SegmenterConfig) -> str | None:
+    """The pre-trained weights that its encoder began with, in words; a file by its name, as paths stay private."""
+    name = segmenter.weights_file.name if segmenter.weights_file is not None else segmenter.weights
+    return None if name is None else f"{segmenter.encoder}, {name}"
 
 
 def method_of(job: Job) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from raydelta.compute.device import find_place
 from raydelta.compute.tasks import get_or_cause, run_remote, start_remote
-from raydelta.data.augment import to_float, to_uint8
+from raydelta.data.pixels import to_float, to_uint8
 from raydelta.data.prepare import evaluation_split
 from raydelta.data.shards import Manifest, Sample, list_ids, read_manifest
 from raydelta.data.simulator.dataset import STAND_IN

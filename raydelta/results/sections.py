@@ -17,7 +17,7 @@ from raydelta.results.page import Choice, Grid, Line, Page, TrainingCurve
 from raydelta.results.recommend import ORACLE, Recommendation, recommend
 from raydelta.results.row import Row
 from raydelta.results.sweep import Trial, best_of
-from raydelta.results.table import Summary, spread_of, summarise
+from raydelta.results.table import Summary, pretrained_note, spread_of, summarise
 from raydelta.training.curve import CURVE, Metrics, losses_of, read_curve
 
 POINTS = 60  # of a curve, at most; reports between them are gathered
@@ -190,7 +190,7 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], found: Recommendat
     for part in summaries:
         group = part.of(rows)
         chosen = (part.method, part.labels_train) in recommended
-        name = f"{part.method} (recommended)" if chosen else part.method
+        name = f"{part.marked} (recommended)" if chosen else part.marked
         cells = [name, part.shown, f"{part.labels_train} + {part.labels_val}", str(part.seeds)]
         cells += [spread_of([row.means[name] for row in group]) for name in means]
         if joint:
@@ -205,9 +205,10 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], found: Recommendat
         lines.append(Line([*cells, format_time(part.device_hours)], mark, group_of(part.method)))
     columns = ["method", "mIoU %", "labels + validation", "seeds", *means]
     columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["validation mIoU %"] * scored
-    first = summaries[0].of(rows)[0]
+    first, note = summaries[0].of(rows)[0], pretrained_note(rows)
     return Grid(
-        caption=f"Split {first.images_of}, {first.images} images: mean and standard deviation over the seeds",
+        caption=f"Split {first.images_of}, {first.images} images: mean and standard deviation over the seeds"
+        + (f"; {note}" if note else ""),
         columns=[*columns, "device time"],
         lines=lines,
     )

@@ -45,6 +45,11 @@ class Summary(BaseModel):
         """Domain and split in words."""
         return name_split(self.domain, self.split)
 
+    @property
+    def marked(self) -> str:
+        """The method, with a star if its encoder was pre-trained."""
+        return f"{self.method} *" if self.pretraining else self.method
+
     def of(self, rows: Sequence[Row]) -> list[Row]:
         """Those of the rows that it sums up."""
         return [row for row in rows if _key(row) == _key(self)]
@@ -175,13 +180,19 @@ def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:
         labels = f"{part.labels_train} + {part.labels_val}" if part.labels_train or part.labels_val else "0"
         difference = part.against.get("joint training")
         table.add_row(
-            *(part.method, part.images_of, labels, str(part.seeds), f"[bold]{part.shown}[/]"),
+            *(part.marked, part.images_of, labels, str(part.seeds), f"[bold]{part.shown}[/]"),
             *["" if difference is None else _spread(*difference, sign="+")] * joint,
             f"{part.device_hours:.2f}",
             *(spread_of([row.means[name] for row in group]) for name in means),
             *(_class_cell([row.per_class[name] for row in group]) for name in classes),
         )
     return table
+
+
+def pretrained_note(rows: Sequence[Row]) -> str:
+    """What the star stands for; empty where no encoder was pre-trained."""
+    trained = sorted({row.pretraining for row in rows if row.pretraining})
+    return f"* encoder pre-trained: {'; '.join(trained)}" if trained else ""
 
 
 def _spread(average: float, deviation: float | None, sign: str = "") -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place, find_place
 from raydelta.compute.tasks import actor_pool, cause_of, run_remote
-from raydelta.data.augment import to_float
+from raydelta.data.pixels import to_float
 from raydelta.data.shards import data_fingerprint, read_manifest
 from raydelta.data.streams import load_images, scan_rows
 from raydelta.errors import UserError

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from raydelta.compute.tasks import run_remote
-from raydelta.data.augment import to_float, to_uint8
 from raydelta.data.labels import Grid, cell_box
+from raydelta.data.pixels import to_float, to_uint8
 from raydelta.data.streams import load_images
 from raydelta.results.pictures import colourise, heat, outline, strip
 from raydelta.selection.files import Choice

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from raydelta.compute.device import Place
-from raydelta.data.augment import Batch, build_augment, build_colour
+from raydelta.data.augment import build_augment, build_colour
 from raydelta.data.labels import keep_bought
+from raydelta.data.pixels import Batch
 from raydelta.data.shards import list_ids, read_manifest
 from raydelta.data.streams import Images, MemoryStream, RayStream, Stream, TrainingSet, load_images, stream_rows
 from raydelta.errors import UserError
@@ -104,7 +105,14 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
         else:
             network, settings = build_segmenter(config.segmenter, classes), config.expert
             weights = {"synthetic": class_weights(read_manifest(data.synthetic).splits["train"].pixels)}
-            training = SegmenterTraining(network, settings.learning_rate, place, ema=settings.ema, weights=weights)
+            training = SegmenterTraining(
+                network,
+                settings.learning_rate,
+                place,
+                ema=settings.ema,
+                encoder_rate=config.segmenter.encoder_rate,
+                weights=weights,
+            )
         images = sets["synthetic"]
         if isinstance(images, Images):
             kept = max(1, len(images) - min(HELD_OUT, len(images) // 10))

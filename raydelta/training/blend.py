@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raydelta.compute.device import Place
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.networks.layers import freeze
 from raydelta.training.supervised import build_predictor
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from raydelta.config import Config, load_config, override, validated
-from raydelta.data.augment import NORMALISATION
+from raydelta.config import Config, SegmenterConfig, load_config, override, validated
 from raydelta.data.labels import check_bought, choose_labels
+from raydelta.data.pixels import NORMALISATION
 from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
@@ -123,12 +123,13 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     if config.labels.ids is None:  # stages from before there was such a field keep their names
         tree["labels"].pop("ids")
     tree["translator"].pop("start")  # it is a parent
+    _describe_encoder(tree["segmenter"], config.segmenter)
     inputs["size"] = list(config.data.size)
     inputs["precision"] = config.compute.precision
     inputs["format"] = checkpoint.FORMAT
     inputs["synthetic"] = data_fingerprint(config.data.synthetic)
     if kind == "expert" and config.expert.model is not None:
-        inputs["expert"] |= {"model": _digest(Path(config.expert.model).expanduser())}
+        inputs["expert"] |= {"model": _digest(Path(config.expert.model).expanduser(), "expert.model")}
     if kind != "expert":
         assert expert is not None
         inputs["real"] = data_fingerprint(config.data.real)
@@ -152,7 +153,15 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     )
 
 
-def _digest(model: Path) -> str:
+def _describe_encoder(tree: dict[str, Any], segmenter: SegmenterConfig) -> None:
+    """The content of a file of weights in place of its name; what was no field before is named only when it is set."""
+    if segmenter.weights_file is not None:
+        tree["weights"] = _digest(segmenter.weights_file, "segmenter.weights")
+    if segmenter.encoder_rate == 1:
+        tree.pop("encoder_rate")
+
+
+def _digest(model: Path, field: str) -> str:
     """What stands for the content of a file, or of a folder.
 
     Raises:
@@ -166,7 +175,7 @@ def _digest(model: Path) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise UserError(f"expert.model = {model}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{field} = {model}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from raydelta.compute.device import Place
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.training.supervised import build_predictor
 
 

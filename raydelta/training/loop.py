@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raydelta.compute.device import Place
 from raydelta.config import Config
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.data.streams import Stream
 from raydelta.errors import TrainingError
 from raydelta.training import checkpoint

@@ -21,7 +21,7 @@ def confusion_matrix(
     """
     import torch
 
-    from raydelta.data.augment import to_float
+    from raydelta.data.pixels import to_float
 
     assert images.labels is not None
     void = classes * classes  # where pixels without a label are counted

@@ -11,7 +11,7 @@ from typing import Any
 
 from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import Place, find_place
-from raydelta.data.augment import NORMALISATION
+from raydelta.data.pixels import NORMALISATION
 from raydelta.data.shards import read_manifest
 from raydelta.data.streams import TrainingSet
 from raydelta.storage import exclusive, patiently, replace_directory, write_atomically

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.config import Config
-from raydelta.data.augment import Batch, build_colour
+from raydelta.data.augment import build_colour
+from raydelta.data.pixels import Batch
 from raydelta.data.taxonomy import IGNORE
 from raydelta.training.supervised import Predict, SegmenterTraining
 
@@ -45,7 +46,8 @@ class StudentTraining(SegmenterTraining):
             teacher: a fixed predictor, ``"average"`` for a mean teacher, or None for no self-training.
             weights: (C,), of the classes, of ``synthetic`` and ``labelled`` images.
         """
-        super().__init__(network, learning_rate, place, ema=config.student.ema, weights=weights)
+        rate = config.segmenter.encoder_rate
+        super().__init__(network, learning_rate, place, ema=config.student.ema, encoder_rate=rate, weights=weights)
         self.settings, self.appearance, self.teacher = config.self_training, appearance, teacher
         self._jitter = build_colour(config.augment.colour)
 

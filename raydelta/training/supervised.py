@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raydelta.compute.device import Place
-from raydelta.data.augment import Batch, to_float
+from raydelta.data.pixels import Batch, to_float
 from raydelta.data.streams import Images
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import cross_entropy_sum
@@ -37,24 +37,34 @@ class SegmenterTraining:
         place: Place,
         *,
         ema: float = 0.99,
+        encoder_rate: float = 1.0,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """
         Args:
             ema: share of the average that stays in a step; less in the first steps.
+            encoder_rate: learning rate of the network's ``encoder`` ÷ that of the rest; 0: its weights stay.
             weights: (C,), of the classes, for each stream; 1 where a stream is not named.
         """
         self.network = network.to(place.device).to(memory_format=torch.channels_last)
+        encoder = set(network.get_submodule("encoder").parameters()) if encoder_rate < 1 else set()
+        if encoder_rate == 0:
+            network.get_submodule("encoder").requires_grad_(False)
         self.average = freeze(copy.deepcopy(self.network))
         self.learning_rate, self.place, self.ema = learning_rate, place, ema
         self.weights = {name: values.to(place.device) for name, values in (weights or {}).items()}
         self._forward = place.parallel(self.network)
         self._updates = 0
         self._followed: dict[str, Tensor] = {}  # the average's own statistics, while it has calibrated ones
-        matrices = [weight for weight in self.network.parameters() if weight.ndim > 1]
-        vectors = [weight for weight in self.network.parameters() if weight.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-        self._optimiser = torch.optim.AdamW([group for group in groups if group["params"]], learning_rate, fused=True)
+        groups, self._rates = [], list[float]()
+        for part, rate in ((False, 1.0), (True, encoder_rate)):
+            own = [weight for weight in self.network.parameters() if (weight in encoder) == part]
+            for decay, matrices in ((WEIGHT_DECAY, True), (0.0, False)):
+                weights_of = [weight for weight in own if weight.requires_grad and (weight.ndim > 1) == matrices]
+                if weights_of:
+                    groups.append({"params": weights_of, "weight_decay": decay})
+                    self._rates.append(rate)
+        self._optimiser = torch.optim.AdamW(groups, learning_rate, fused=True)
 
     def step(self, batch: Mapping[str, Batch], done: float) -> dict[str, Tensor]:
         """One optimiser step. Collective.
@@ -95,8 +105,8 @@ class SegmenterTraining:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, 20 * (done + 0.01)) * (1 - done) ** 0.9
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * (self.learning_rate * min(1.0, 20 * (done + 0.01)) * (1 - done) ** 0.9)
         self._optimiser.step()
         self._updates += 1
         self.uncalibrate()

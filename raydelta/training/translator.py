@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.config import Config, CycleConfig, GuidanceConfig
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.networks import Discriminator, Generator
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, load_config
 from raydelta.data.prepare import check_data
+from raydelta.errors import UserError
 from raydelta.tuning.trackers import check_trackers
 
 Announce = Callable[[Cluster, str], None]
@@ -40,8 +41,26 @@ def start(
     asked = load_config(preset or "laptop", config_file, fields)
     check_trackers(asked.tracking)
     check_data(asked)
+    check_files(asked)
     cluster = ensure_ray()
     preset = choose_preset(preset, cluster)
     announce(cluster, preset)
     warm_up()
     return Started(cluster, preset, load_config(preset, config_file, fields))
+
+
+def check_files(config: Config) -> None:
+    """Look whether the networks that the config names are there.
+
+    Raises:
+        UserError: one is not.
+    """
+    model = config.expert.model
+    files = {
+        "segmenter.weights": config.segmenter.weights_file,
+        "expert.model": Path(model).expanduser() if model is not None else None,
+    }
+    for field, path in files.items():
+        if path is not None and not path.exists():
+            hint = "; a name to download has neither / nor ." if field == "segmenter.weights" else ""
+            raise UserError(f"{field} = {path}: no such file or folder{hint}")

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from raydelta.config import AugmentConfig
-from raydelta.data.augment import build_augment, build_colour, to_float, to_uint8
+from raydelta.data.augment import build_augment, build_colour
+from raydelta.data.pixels import to_float, to_uint8
 from raydelta.data.taxonomy import IGNORE
 
 torch.set_num_threads(1)

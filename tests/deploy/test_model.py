@@ -13,7 +13,7 @@ from PIL import Image
 import raydelta
 from raydelta.compute.device import Place
 from raydelta.config import save_config
-from raydelta.data.augment import to_float
+from raydelta.data.pixels import to_float
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.deploy.model import LoadedModel
 from raydelta.deploy.network import build, read_network

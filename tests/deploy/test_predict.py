@@ -221,10 +221,13 @@ def test_ids_of_other_taxonomies(trained: dict[str, Any], folder: Path, tmp_path
 
 
 def test_one_photograph_by_the_command_line_without_ray(travelled: Path, tmp_path: Path) -> None:
-    """The overlay appears beside the photograph, without Ray or a data set, and replaces only one of ours."""
+    """The overlay appears beside the photograph, without Ray or a data set, and replaces only one of ours.
+
+    kornia, which takes half a second to import, is for training.
+    """
     photo = tmp_path / "photo.jpg"
     Image.fromarray(photograph(50, 80)).save(photo)
-    code = "import sys; sys.modules['ray'] = None; from raydelta import cli; cli.main()"
+    code = "import sys; sys.modules['ray'] = sys.modules['kornia'] = None; from raydelta import cli; cli.main()"
     command = [sys.executable, "-c", code, "predict", "latest", str(photo), "--runs", str(travelled)]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True)

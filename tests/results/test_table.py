@@ -15,7 +15,7 @@ from raydelta.compute.device import Place
 from raydelta.data.streams import Images
 from raydelta.data.taxonomy import BUILT_IN, IGNORE
 from raydelta.results.row import Row
-from raydelta.results.table import Summary, format_table, read_table, spread_of, summarise, write_table
+from raydelta.results.table import Summary, format_table, pretrained_note, read_table, spread_of, summarise, write_table
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
 
 torch.set_num_threads(1)
@@ -160,6 +160,13 @@ def test_seeds_are_gathered_into_mean_and_deviation() -> None:
     *_, guided, unguided = show(rows)
     assert guided == ["guided", "test", "14 + 8", "3", f"33.0 ± {stdev(mious):.1f}", "0.25", "10", "–"]
     assert unguided == ["unguided", "test", "14 + 8", "1", "30.0", "0.25", "50", "–"]
+
+
+def test_a_row_with_a_pre_trained_encoder_has_a_star_that_is_explained() -> None:
+    rows = [row("guided", pretraining="tu-vit_small_patch14_dinov2, dino.safetensors"), row("unguided")]
+    assert [line[0] for line in show(rows)[-2:]] == ["guided *", "unguided"]
+    assert pretrained_note(rows) == "* encoder pre-trained: tu-vit_small_patch14_dinov2, dino.safetensors"
+    assert pretrained_note(rows[1:]) == ""
 
 
 def test_the_table_shows_the_difference_to_joint_training_where_there_is_one() -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from raydelta.cli.use import select as select_command
 from raydelta.compute.device import Place
 from raydelta.config import Config, LabelIds, load_config, override, save_config
-from raydelta.data.augment import to_float
 from raydelta.data.labels import cell_box, cells_mask, choose_labels
+from raydelta.data.pixels import to_float
 from raydelta.data.shards import Sample, read_rows
 from raydelta.data.streams import load_images
 from raydelta.data.taxonomy import CAMVID11

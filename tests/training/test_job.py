@@ -108,6 +108,21 @@ def test_how_a_training_runs_does_not_name_it_but_its_precision_does(config: Con
     assert name_of(kind, config, data__width=96) != name
 
 
+def test_pre_trained_weights_name_a_stage_by_their_content(config: Config, tmp_path: Path) -> None:
+    for name, content in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+    one, same, other = (
+        name_of("expert", config, segmenter__weights=f"{tmp_path}/{name}.safetensors")
+        for name in ("one", "same", "other")
+    )
+    assert one == same
+    assert len({one, other, name_of("expert", config)}) == 3
+    slow = {"segmenter__weights": f"{tmp_path}/one.safetensors", "segmenter__encoder_rate": 0.1}
+    assert name_of("expert", config, **slow) != one
+    with pytest.raises(UserError, match=r"segmenter.weights = .*gone.safetensors: cannot be read"):
+        name_of("expert", config, segmenter__weights=f"{tmp_path}/gone.safetensors")
+
+
 def test_a_stage_of_another_checkpoint_format_is_another_stage(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert that an older version has left in the runs lacks what this one reads."""
     name = name_of("expert", config)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.config import Config, load_config
-from raydelta.data.augment import Batch, build_augment
+from raydelta.data.augment import build_augment
+from raydelta.data.pixels import Batch
 from raydelta.data.streams import Images, MemoryStream
 from raydelta.errors import TrainingError
 from raydelta.networks.layers import freeze

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydelta.compute.device import Place
 from raydelta.config import load_config
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.data.taxonomy import IGNORE
 from raydelta.training.student import StudentTraining, confident_labels, mix_classes
 from raydelta.training.supervised import Predict

@@ -1,5 +1,6 @@
 import copy
 import math
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydelta.compute.device import Place
-from raydelta.data.augment import to_float
+from raydelta.data.pixels import to_float
 from raydelta.data.streams import Images
 from raydelta.data.taxonomy import IGNORE
 from raydelta.networks.layers import freeze
@@ -101,6 +102,31 @@ def test_the_rate_warms_up_and_falls_to_nothing() -> None:
     assert rates[1] > rates[2] > rates[3] > 0
     assert rates[2] == pytest.approx(0.02 * 0.5**0.9)
     assert rates[3] < 0.001
+
+
+def build_with_encoder() -> nn.Module:
+    """With an encoder that has a batch norm, as the networks of the library have."""
+    network = build_network(norm=True)
+    return nn.Sequential(OrderedDict(encoder=network[:3], head=network[3]))
+
+
+def test_an_encoder_has_its_own_rate() -> None:
+    training = SegmenterTraining(build_with_encoder(), 0.02, HERE, encoder_rate=0.1)
+    training.step({"synthetic": colourful(2)}, 0.5)
+    groups = training.state()["optimiser"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([0.02 * 0.5**0.9 * rate for rate in (1, 1, 0.1, 0.1)])
+    assert sum(len(group["params"]) for group in groups) == len(list(training.network.parameters()))
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_the_rest_learns() -> None:
+    network = build_with_encoder()
+    before = copy.deepcopy(network.state_dict())
+    training = SegmenterTraining(network, 0.02, HERE, encoder_rate=0)
+    for _ in range(3):
+        training.step({"synthetic": colourful(4)}, 0.2)
+    for part in (training.network, training.average):
+        assert all(torch.equal(value, before[name]) for name, value in part.named_parameters() if "encoder" in name)
+        assert not any(torch.equal(value, before[name]) for name, value in part.named_parameters() if "head" in name)
 
 
 def test_a_step_goes_on_from_a_saved_state() -> None:

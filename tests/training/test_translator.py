@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.config import Config, load_config
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.data.taxonomy import IGNORE
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import dice_loss, dice_sums
