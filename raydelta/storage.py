@@ -192,12 +192,17 @@ def replace_directory(source: Path, target: Path) -> None:
     Raises:
         UserError: it cannot be written; what was there stays.
     """
+    fill_directory(target, lambda beside: shutil.copytree(source, beside))
+
+
+def fill_directory(target: Path, fill: Callable[[Path], object]) -> None:
+    """As ``replace_directory``, with what ``fill`` makes under the new name that it is given."""
     beside, old = _beside(target), _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed in here
             shutil.rmtree(left, ignore_errors=True)
-        shutil.copytree(source, beside)
+        fill(beside)
         if target.exists():
             target.rename(old)
         beside.rename(target)

@@ -8,6 +8,7 @@
       rank-R.pt               what differs between ranks: random state, image pools
 
 Rank 0 writes all but the other ranks' ``rank-R.pt``; Ray Train gathers them, and registers only what every rank sent.
+A finished stage keeps the first three: what inference and a warm start need.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from torch import nn
 
 from raydelta.config import Config, load_config, save_config
 from raydelta.errors import UserError
-from raydelta.storage import replace_directory
+from raydelta.storage import fill_directory
 from raydelta.version import __version__
 
 FORMAT = 2
@@ -109,14 +110,35 @@ def read_config(path: Path) -> Config:
 
 
 def keep_checkpoint(source: Path, folder: Path) -> None:
-    """Copy a checkpoint into a folder, completely or not at all; the last ``KEPT`` stay there.
+    """Move a checkpoint into a folder, completely or not at all; the last ``KEPT`` stay there.
 
     Raises:
         UserError: it cannot be written; what was there stays.
     """
-    replace_directory(source, folder / f"checkpoint-{read_meta(source)['step']}")
+    fill_directory(folder / f"checkpoint-{read_meta(source)['step']}", lambda beside: shutil.move(source, beside))
     for old in list_checkpoints(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def keep_weights(source: Path, target: Path) -> None:
+    """Copy the networks and the config of a checkpoint, completely or not at all.
+
+    Optimisers, streams, random states and image pools stay behind: only a training that goes on needs them.
+
+    Raises:
+        UserError: it cannot be read or written; what was there stays.
+    """
+    meta = read_meta(source)
+    names = (NETWORKS, "config.yaml")
+    meta["sha256"] = {name: digest for name, digest in meta.get("sha256", {}).items() if name in names}
+
+    def copy(beside: Path) -> None:
+        beside.mkdir()
+        for name in names:
+            shutil.copy(source / name, beside)
+        (beside / "meta.json").write_text(json.dumps(meta, indent=1))
+
+    fill_directory(target, copy)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

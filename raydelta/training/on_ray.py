@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from raydelta.storage import exclusive, patiently
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.checkpoint import KEPT, find_whole
 from raydelta.training.job import Job
-from raydelta.training.run import record_report, run_loop, train_alone, working_directory
+from raydelta.training.run import record_report, run_loop, take_over, train_alone, working_directory
 
 MAX_FAILURES = 2  # processes of one training that may die
 
@@ -173,6 +174,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
     import ray
     import ray.train
     import ray.train.torch
+    from ray.train import CheckpointUploadMode
 
     job: Job = settings["job"]
     context = ray.train.get_context()
@@ -185,15 +187,27 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
     large = {name: ray.get(reference) for name, reference in settings["held"].items()}
     large |= {name: ray.train.get_dataset_shard(name) for name in job.large_sets if name not in large}
 
+    leaving, under_way = False, Path()
+
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
+        nonlocal leaving, under_way
         if place.rank == 0:
             record_report(job, metrics, checkpoint)
             record_training(job.kind, job.directory.name, metrics)
         patiently(job.directory.parent)
+        mode = CheckpointUploadMode.SYNC
+        if checkpoint is not None and metrics["step"] < metrics["steps"] and not leaving:
+            while under_way.name and under_way.exists():  # Ray removes it when it is copied; if it fails, it ends this
+                time.sleep(0.02)
+            mode, checkpoint = CheckpointUploadMode.ASYNC, take_over(checkpoint)
+            under_way = checkpoint
         ray.train.report(
-            metrics, checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None,
+            checkpoint_upload_mode=mode,
         )
-        return bool(place.total(torch.tensor(float(node_leaves()), device=place.device)))
+        leaving = bool(place.total(torch.tensor(float(node_leaves()), device=place.device)))
+        return leaving
 
     try:
         run_loop(job, large, place, report, _last_of_run(place.rank))

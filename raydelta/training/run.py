@@ -4,6 +4,8 @@ Whoever finishes the last step publishes the checkpoint as the job's stage.
 """
 
 import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,10 +18,14 @@ from raydelta.data.shards import read_manifest
 from raydelta.data.streams import TrainingSet
 from raydelta.storage import exclusive, patiently, replace_directory, write_atomically
 from raydelta.training.assemble import assemble, open_large_sets
-from raydelta.training.checkpoint import find_whole, keep_checkpoint, list_checkpoints
+from raydelta.training.checkpoint import find_whole, keep_checkpoint, keep_weights, list_checkpoints
 from raydelta.training.curve import CURVE, append_report, format_curve, read_curve
 from raydelta.training.job import OWN, Job, complete_stage, label_ids
 from raydelta.training.loop import train
+
+
+GRACE = 10.0
+"""Seconds that a training which failed gives its last checkpoint to be copied."""
 
 
 def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
@@ -35,24 +41,92 @@ def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda me
 
 def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[[dict[str, Any]], None]) -> None:
     """Train a job with its large sets open and the lock of its directory held; ``working_directory`` stays."""
-    working, runs = working_directory(job), job.directory.parent
+    working = working_directory(job)
     working.mkdir(parents=True, exist_ok=True)
+    keeper = Keeper(working)
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
+        keeper.check()
         # The last is published and not kept: a training that went on from it would have nothing left to report.
-        if checkpoint is not None and metrics["step"] < metrics["steps"]:
-            patiently(runs, partial(keep_checkpoint, checkpoint, working))
+        if metrics["step"] == metrics["steps"]:
+            keeper.wait()
+        elif checkpoint is not None:
+            keeper.keep(checkpoint)
         record_report(job, metrics, checkpoint)
         on_report(metrics)
-        return node_leaves()
+        leaving = node_leaves()
+        if leaving:
+            keeper.wait()
+        return leaving
 
-    run_loop(
-        job,
-        large,
-        find_place(job.config, segmenter=job.kind != "translator"),
-        report,
-        find_whole(list_checkpoints(working)),
-    )
+    place = find_place(job.config, segmenter=job.kind != "translator")
+    try:
+        run_loop(job, large, place, report, find_whole(list_checkpoints(working)))
+    finally:
+        keeper.close()
+
+
+class Keeper:
+    """Keeps the checkpoints of a training in its working directory.
+
+    On one disk that is a rename. Elsewhere (another disk, NFS) it is a copy, made beside the training: at most one is
+    under way, and the next one waits for it.
+    """
+
+    def __init__(self, working: Path) -> None:
+        self._working = working
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def keep(self, checkpoint: Path) -> None:
+        """Take a checkpoint over, which is gone from where it was.
+
+        Raises:
+            UserError: it, or the one before, could not be written.
+        """
+        self.wait()
+        own = take_over(checkpoint)
+        if own.stat().st_dev == self._working.parents[1].stat().st_dev:
+            self._keep(own)
+        else:
+            self._thread = threading.Thread(target=self._keep_beside, args=(own,), daemon=True)
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong beside the training, if anything did; does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is where it belongs; raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        """The training has ended, or failed: give the last checkpoint a moment."""
+        if self._thread is not None:
+            self._thread.join(GRACE)
+
+    def _keep(self, own: Path) -> None:
+        try:
+            patiently(self._working.parents[1], partial(keep_checkpoint, own, self._working))
+        finally:
+            shutil.rmtree(own.parent, ignore_errors=True)
+
+    def _keep_beside(self, own: Path) -> None:
+        try:
+            self._keep(own)
+        except BaseException as error:  # raised in the training's thread
+            self._error = error
+
+
+def take_over(checkpoint: Path) -> Path:
+    """Move a new checkpoint out of the loop's folder, which goes after the report, into a folder of its own."""
+    return checkpoint.rename(Path(tempfile.mkdtemp(prefix="raydelta-", dir=checkpoint.parents[1])) / checkpoint.name)
 
 
 def run_loop(job: Job, large: Mapping[str, TrainingSet], place: Place, report: Any, resume: Path | None) -> None:
@@ -98,7 +172,7 @@ def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) ->
     def publish() -> None:
         if job.own_expert is not None:
             _copy(job.own_expert, job.directory / f"{OWN}{job.own_expert.suffix}")
-        replace_directory(checkpoint, job.directory / "checkpoint")
+        keep_weights(checkpoint, job.directory / "checkpoint")
         write_atomically(job.directory / CURVE, format_curve(read_curve(curve)))
         complete_stage(job.directory, manifest)
 

@@ -16,7 +16,7 @@ from raydelta.data.prepare import prepare_data
 from raydelta.training import checkpoint
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.job import Job, make_job
-from raydelta.training.run import train_here, working_directory
+from raydelta.training.run import record_report, train_here, working_directory
 from tests.tiny import TINY
 from tests.training.test_loop import same
 
@@ -34,8 +34,26 @@ def runs(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every kind, trained without interruption."""
     folder = tmp_path_factory.mktemp("runs")
     for kind in KINDS:
-        train_here(job_of(kind, config, folder))
+        train_with_state(job_of(kind, config, folder))
     return folder
+
+
+def last_of(job: Job) -> Path:
+    """Where ``train_with_state`` puts the last checkpoint."""
+    return job.directory.parent / "last" / job.directory.name
+
+
+def train_with_state(job: Job) -> None:
+    """Train a job, and keep its last checkpoint before it is published: a stage has no state."""
+
+    def record(job: Job, metrics: dict[str, Any], last: Path | None) -> None:
+        if last is not None and metrics["step"] == metrics["steps"]:
+            shutil.copytree(last, last_of(job), dirs_exist_ok=True)
+        record_report(job, metrics, last)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("raydelta.training.run.record_report", record)
+        train_here(job)
 
 
 def job_of(kind: str, config: Config, runs: Path) -> Job:
@@ -71,7 +89,7 @@ def train_and_die(_: int, job: Job, step: int) -> None:
 
 def finish(_: int, job: Job) -> None:
     torch.set_num_threads(1)
-    train_here(job)
+    train_with_state(job)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,10 +97,11 @@ def test_a_training_that_is_killed_and_resumed_equals_one_that_is_not(
     kind: str, config: Config, runs: Path, tmp_path: Path
 ) -> None:
     """Killed after step 3 of 6, between two checkpoints: step 3 is done again."""
-    whole = job_of(kind, config, runs).directory
+    whole = job_of(kind, config, runs)
     shutil.copytree(runs, tmp_path / "runs")
     job = job_of(kind, override(config, {"compute.report_every": 1}), tmp_path / "runs")
     shutil.rmtree(job.directory)
+    shutil.rmtree(last_of(job))
     with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
         in_processes(train_and_die, job, 3)
     (left,) = checkpoint.list_checkpoints(working_directory(job))
@@ -91,9 +110,12 @@ def test_a_training_that_is_killed_and_resumed_equals_one_that_is_not(
     assert not job.done
 
     in_processes(finish, job)
-    expected = contents(whole / "checkpoint")
-    assert same(contents(job.directory / "checkpoint"), expected)
+    expected = contents(last_of(whole))
+    assert same(contents(last_of(job)), expected)
     assert not same(middle["weights"], expected["weights"])
+    for stage in (whole.directory, job.directory):
+        published = safetensors.torch.load_file(stage / "checkpoint" / "networks.safetensors")
+        assert same(published, expected["weights"])
 
 
 FIXED = {"augment.flip": 0.0, "augment.crop": 1.0, "augment.zoom": 1.0, "augment.colour": 0.0, "translator.pool": 0}

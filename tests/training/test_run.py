@@ -1,15 +1,26 @@
 import json
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raydelta.config import Config, load_config, override
-from raydelta.training.checkpoint import list_checkpoints
+from raydelta.errors import UserError
+from raydelta.training.checkpoint import (
+    find_whole,
+    keep_checkpoint,
+    list_checkpoints,
+    read_config,
+    read_meta,
+    read_weights,
+)
 from raydelta.training.job import make_job
 from raydelta.training.run import prune, train_here, working_directory
 from tests.sets import write_set
@@ -96,3 +107,69 @@ def test_a_training_that_ended_early_keeps_its_curve_alone(config: Config, tmp_p
     steps: list[int] = []
     train_here(job, lambda metrics: steps.append(metrics["step"]))
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stage_keeps_the_networks_and_no_optimiser(config: Config, tmp_path: Path) -> None:
+    job = make_job("expert", config, tmp_path)
+    train_here(job)
+    stage = job.directory / "checkpoint"
+    assert sorted(path.name for path in stage.iterdir()) == ["config.yaml", "meta.json", "networks.safetensors"]
+    assert find_whole([stage]) == stage, "its digests are of what is there"
+    assert read_config(stage) == job.config
+    assert read_weights(stage, "segmenter")
+
+
+@pytest.fixture
+def other_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Temporary files are on another file system than the runs: keeping a checkpoint takes a copy."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_a_checkpoint_is_copied_beside_the_training_and_at_most_one_is_behind(
+    config: Config, tmp_path: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("expert", override(config, {"compute.checkpoint_every": 2}), tmp_path)
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def slow(source: Path, folder: Path) -> None:
+        begun.append(read_meta(source)["step"])
+        time.sleep(1)
+        keep_checkpoint(source, folder)
+        ended.append(begun[-1])
+
+    monkeypatch.setattr("raydelta.training.run.keep_checkpoint", slow)
+    seen: dict[int, tuple[int, int]] = {}
+    train_here(job, lambda metrics: seen.update({metrics["step"]: (len(begun), len(ended))}))
+    assert seen[3] == (1, 0), "step 3 does not wait for the copy of step 2"
+    assert seen[4] in ((1, 1), (2, 1)), "step 4 brings the next one, and waits"
+    assert seen[6] == (2, 2), "the last step waits"
+    assert job.done
+    assert list(other_disk.iterdir()) == []
+
+
+def test_a_copy_that_fails_stops_the_training_at_its_next_report(
+    config: Config, tmp_path: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("expert", override(config, {"compute.checkpoint_every": 2}), tmp_path)
+
+    def fail(source: Path, folder: Path) -> None:
+        raise UserError("no space left")
+
+    monkeypatch.setattr("raydelta.training.run.keep_checkpoint", fail)
+    steps: list[int] = []
+
+    def on_report(metrics: dict[str, Any]) -> None:
+        steps.append(metrics["step"])
+        if metrics["step"] == 2:
+            time.sleep(2.5)  # it is tried twice
+
+    with pytest.raises(UserError, match="no space left"):
+        train_here(job, on_report)
+    assert steps == [1, 2]
+    assert list(other_disk.iterdir()) == []
