@@ -23,7 +23,6 @@ from raydelta.training.curve import CURVE, append_report, format_curve, read_cur
 from raydelta.training.job import OWN, Job, complete_stage, label_ids
 from raydelta.training.loop import train
 
-
 GRACE = 10.0
 """Seconds that a training which failed gives its last checkpoint to be copied."""
 
@@ -48,11 +47,12 @@ def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
         keeper.check()
         # The last is published and not kept: a training that went on from it would have nothing left to report.
-        if metrics["step"] == metrics["steps"]:
+        last = metrics["step"] == metrics["steps"]
+        if last:
             keeper.wait()
-        elif checkpoint is not None:
+        record_report(job, metrics, checkpoint)  # its line of the curve comes before its checkpoint
+        if checkpoint is not None and not last:
             keeper.keep(checkpoint)
-        record_report(job, metrics, checkpoint)
         on_report(metrics)
         leaving = node_leaves()
         if leaving:
