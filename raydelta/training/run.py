@@ -16,6 +16,7 @@ from raydelta.compute.device import Place, find_place
 from raydelta.data.pixels import NORMALISATION
 from raydelta.data.shards import read_manifest
 from raydelta.data.streams import TrainingSet
+from raydelta.errors import UserError
 from raydelta.storage import exclusive, patiently, replace_directory, write_atomically
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, keep_weights, list_checkpoints
@@ -84,8 +85,12 @@ class Keeper:
         Raises:
             UserError: it, or the one before, could not be written.
         """
-        self.wait()
         own = take_over(checkpoint)
+        try:
+            self.wait()
+        except UserError:
+            keep_checkpoint(own, self._working)  # where the same command finds it
+            raise
         if own.stat().st_dev == self._working.parents[1].stat().st_dev:
             self._keep(own)
         else:
