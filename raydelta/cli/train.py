@@ -156,9 +156,10 @@ def train_expert_command(
     """Train the expert on the synthetic images, or find it if it was trained before."""
     from raydelta.config import parse_override
     from raydelta.tuning.single import train_expert
-    from raydelta.tuning.start import start
+    from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, None) + (overrides or [])))
+    fields = export_own_code(fields, runs)
     print(train_expert(start(fields, preset, config or project_file(), announce).config, runs).directory)
 
 
@@ -174,9 +175,10 @@ def train_translator_command(
     """Train one translator with these settings (and the expert first, if need be)."""
     from raydelta.config import parse_override
     from raydelta.tuning.single import train_translator
-    from raydelta.tuning.start import start
+    from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, real) + (overrides or [])))
+    fields = export_own_code(fields, runs)
     print(train_translator(start(fields, preset, config or project_file(), announce).config, runs).directory)
 
 

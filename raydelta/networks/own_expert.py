@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from raydelta.config import ExpertConfig, SegmenterConfig
 from raydelta.errors import UserError
-from raydelta.networks.layers import freeze
 from raydelta.networks.segmenter import build_segmenter
 
 NEVER = -30.0
@@ -46,6 +45,10 @@ class OwnExpert(nn.Module):
         self.network, self.outputs = network, [list(own) for own in outputs]
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1))
+
+    def train(self, mode: bool = True) -> "OwnExpert":
+        """Nothing: the network stays in the mode in which it was loaded; an exported program knows no other."""
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         scores = self.scores(images)
@@ -91,11 +94,9 @@ def load_own_expert(
         raise
     except Exception as error:  # of libraries, for files that anybody may have made
         raise UserError(f"expert.model = {path}: cannot be read as a network: {error}") from error
-    expert = OwnExpert(network, mean, deviation, _match(names, classes, path))
-    for parameter in expert.parameters():
-        parameter.requires_grad_(False)
     if path.suffix != ".pt2":  # an exported program is in the mode that it was exported in
-        freeze(expert)
+        network.eval()
+    expert = OwnExpert(network, mean, deviation, _match(names, classes, path)).requires_grad_(False)
     _check(expert, len(names), path)
     return expert
 

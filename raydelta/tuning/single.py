@@ -33,7 +33,7 @@ def train_expert(config: Config, runs: str | Path = "runs") -> Job:
 
 
 def train_translator(config: Config, runs: str | Path = "runs") -> Job:
-    """Train one translator, and the expert before it, unless the same ones were trained before.
+    """Train one translator, the expert before it and the student that teaches it, unless these were trained before.
 
     Args:
         config: from ``load_config``.
@@ -55,20 +55,24 @@ def _train(kind: Literal["expert", "translator"], config: Config, runs: str | Pa
     runs = Path(runs).resolve()
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     with trackers.open_trackers(tracking, runs):
-        expert = _train_one("expert", config, runs, None)
-        return expert if kind == "expert" else _train_one(kind, config, runs, expert.directory)
+        expert = _train_one(make_job("expert", config, runs))
+        if kind == "expert":
+            return expert
+        job = make_job(kind, config, runs, expert.directory)
+        for parent in job.parents:
+            _train_one(parent)
+        return _train_one(job)
 
 
-def _train_one(kind: Literal["expert", "translator"], config: Config, runs: Path, expert: Path | None) -> Job:
-    job = make_job(kind, config, runs, expert)
-    name, progress = job.directory.name, Progress(kind)
+def _train_one(job: Job) -> Job:
+    name, progress = job.directory.name, Progress(job.kind)
 
     def on_report(metrics: dict[str, Any]) -> None:
         progress.update(metrics["step"], metrics["steps"], note_of(metrics))
         trackers.log(name, metrics)
 
     if not job.done:
-        trackers.start(trackers.Run(name, kind, flatten(config.model_dump(mode="json"))))
+        trackers.start(trackers.Run(name, job.kind, flatten(job.config.model_dump(mode="json"))))
         train_on_ray(job, on_report)
         trackers.end(name, ok=True)
     stage = read_stage(job.directory)

@@ -8,6 +8,7 @@ from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, load_config
 from raydelta.data.prepare import check_data
 from raydelta.errors import UserError
+from raydelta.networks.own_code import export_code, is_code, refuse_code
 from raydelta.tuning.trackers import check_trackers
 
 Announce = Callable[[Cluster, str], None]
@@ -53,9 +54,10 @@ def check_files(config: Config) -> None:
     """Look whether the networks that the config names are there.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not, or it is ``module:function``.
     """
     model = config.expert.model
+    refuse_code(model)
     files = {
         "segmenter.weights": config.segmenter.weights_file,
         "expert.model": Path(model).expanduser() if model is not None else None,
@@ -64,3 +66,18 @@ def check_files(config: Config) -> None:
         if path is not None and not path.exists():
             hint = "; a name to download has neither / nor ." if field == "segmenter.weights" else ""
             raise UserError(f"{field} = {path}: no such file or folder{hint}")
+
+
+def export_own_code(fields: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """The fields of a command, with ``expert.model=module:function`` replaced by the program that it makes.
+
+    Args:
+        runs: output directory, which keeps the program.
+
+    Raises:
+        UserError: as ``export_code``.
+    """
+    name = fields.get("expert.model")
+    if not is_code(name):
+        return dict(fields)
+    return {**fields, "expert.model": str(export_code(str(name), runs.resolve() / "networks"))}

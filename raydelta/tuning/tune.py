@@ -32,7 +32,7 @@ from raydelta.tuning import trackers
 from raydelta.tuning.best import write_best
 from raydelta.tuning.callbacks import tell_results
 from raydelta.tuning.single import train_expert
-from raydelta.tuning.start import Announce, start
+from raydelta.tuning.start import Announce, export_own_code, start
 from raydelta.tuning.trials import Trainer, trial_resources
 
 DRAWN = ("unguided", "guided", "joint training", "student")
@@ -129,6 +129,7 @@ def _open(
     name: str, overrides: Sequence[str], preset: str | None, config_file: Path | None, runs: Path, announce: Announce
 ) -> _Task:
     space, fields = open_space(name, overrides)
+    fields = export_own_code(fields, runs)
     for key in set(fields) & set(space.search):
         raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")
     cluster, preset, config = start(space.config | fields, preset, config_file, announce)
@@ -144,6 +145,11 @@ def _open(
     space = within_labels(space, real.splits["train"].labelled - config.labels.validation)
     if space.search and config.labels.validation == 0:
         raise UserError("labels.validation = 0: a sweep needs at least one, they choose the best trial")
+    if space.search and (config.guidance.teacher is not None or "guidance.teacher" in space.search):
+        raise UserError(
+            "guidance.teacher: no trial trains a teacher first; search without it, and the row taught is trained with "
+            "one after the search (table.methods)"
+        )
     if evaluation_split(real) is None:
         warnings.warn(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",

@@ -1,0 +1,31 @@
+"""One training by itself: what it builds on is trained first."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raydelta.config import load_config
+from raydelta.training.job import read_stage
+from raydelta.training.run import train_here
+from raydelta.tuning import single
+from tests.sets import REAL_NAMES, STEPS, write_set
+from tests.tiny import TINY
+
+torch.set_num_threads(1)
+
+
+def test_a_taught_translator_is_trained_after_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "ensure_ray", lambda: None)
+    monkeypatch.setattr(single, "train_on_ray", train_here)
+    sets = {
+        "data.synthetic": write_set(tmp_path / "simulated", "synthetic", [(f"s{n}", "all") for n in range(22)]),
+        "data.real": write_set(tmp_path / "street", "street", REAL_NAMES),
+    }
+    config = load_config(overrides=TINY | STEPS | sets | {"guidance.teacher": "taught student"})
+    job = single.train_translator(config, tmp_path / "runs")
+    assert job.kind == "translator" and job.done
+    assert job.student is not None and job.student.kind == "taught student"
+    order = [read_stage(parent.directory) is not None for parent in job.parents]
+    assert [parent.kind for parent in job.parents] == ["mean teacher", "translator", "taught student"] and all(order)
+    assert single.train_translator(config, tmp_path / "runs").directory == job.directory
