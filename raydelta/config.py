@@ -246,8 +246,9 @@ class GuidanceConfig(Section):
     scale: Weight = 1.0
     batch: Positive = 8  # labelled images a step, over all workers
     dice: Weight = 1.0  # weight of the Dice loss, in which a rare class counts as much as a common one
-    teacher: Literal["joint training", "mean teacher"] | None = None  # whose labels of photographs guide too
+    teacher: Literal["joint training", "mean teacher", "taught student"] | None = None  # whose labels guide too
     confidence: Share = 0.0  # pixels for which the teacher is less sure do not guide
+    strength: Share = 1.0  # guidance sees x + u·(R2S(x) - x) with u random from this to 1
 
 
 class CycleConfig(Section):
@@ -277,19 +278,22 @@ class AppearanceConfig(Section):
 
 
 class SelfTrainingConfig(Section):
-    """Pseudo-labels on the unlabelled photographs, where a method has a teacher."""
+    """Pseudo-labels on the unlabelled photographs; weighting and mixing are of the mean teacher's."""
 
     weight: Weight = 1.0
-    confidence: Share = 0.9  # pixels below it are not learned from
+    confidence: Share = 0.9  # from which on a teacher is sure of a pixel
     start: Share = 0.2  # share of the steps before the mean teacher's labels count
+    weighting: Literal["threshold", "share"] = "threshold"  # what it is not sure of: void, or all weighted by the share
+    mixing: Literal["classes", "boxes"] = "classes"  # what is pasted: of images with labels, or of other photographs
+    views: Annotated[int, Field(ge=1, le=2)] = 1  # differently mixed and coloured, of each photograph
 
 
 class AdaptationConfig(Section):
-    """The expert with batch-norm statistics that are partly those of photographs; no weight changes."""
+    """The expert with statistics of photographs, in its batch norms or to match colours; no weight changes."""
 
-    steps: Positive = 20  # batches of photographs that the statistics are taken from
+    steps: Positive = 20  # batches that the statistics are taken from
     batch: Positive = 16  # over all workers
-    share: Share = 0.5  # of the photographs' statistics
+    share: Share = 0.5  # of the photographs' statistics in the blended batch norms
 
 
 class ComputeConfig(Section):

@@ -113,7 +113,9 @@ def _translates(method: str) -> bool:
     if recipe is None:
         return False
     parts = [RECIPES[member] for member in recipe.members] or [recipe]
-    return any(part.section == "translator" or part.synthetic == "translated" for part in parts)
+    return any(
+        part.section == "translator" or part.synthetic == "translated" or part.teacher == "agreement" for part in parts
+    )
 
 
 def format_time(hours: float) -> str:

@@ -17,7 +17,8 @@ from raydelta.data.pixels import NORMALISATION
 from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
-from raydelta.recipes import METHODS, RECIPES, UNGUIDED, Kind, Recipe, find_method
+from raydelta.networks.own_code import refuse_code
+from raydelta.recipes import METHODS, RECIPES, TAUGHT, UNGUIDED, Kind, Recipe, find_method
 from raydelta.storage import fingerprint, write_atomically
 from raydelta.training import checkpoint
 
@@ -33,7 +34,7 @@ class Job(BaseModel):
     expert: Path | None = None
     translator: "Job | None" = None  # whose S2R translates its synthetic images; of a translator, where it starts
     student: "Job | None" = None  # where it starts; of a translator, who teaches it
-    members: tuple["Job", ...] = ()  # of the ensemble that it is, or that teaches it
+    members: tuple["Job", ...] = ()  # of the ensemble that it is, or those that teach it together
 
     @property
     def parents(self) -> list["Job"]:
@@ -97,6 +98,10 @@ class Job(BaseModel):
         return None if model is None or self.kind != "expert" else Path(model).expanduser().absolute()
 
 
+LATER = ("guidance.strength", "self_training.weighting", "self_training.mixing", "self_training.views")
+"""Fields that were added when there were stages already: at their defaults, stages keep their names."""
+
+
 def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None) -> Job:
     """The job of a kind under a config, with the jobs it builds on; its directory in ``runs`` named by kind and inputs.
 
@@ -113,15 +118,23 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     if recipe.start == "student":
         student = make_job("student", config, runs, expert)
     if kind == "translator" and config.guidance.weight > 0 and config.guidance.teacher is not None:
-        student = make_job(config.guidance.teacher, config, runs, expert)
+        student = make_job(config.guidance.teacher, override(config, {"guidance.teacher": None}), runs, expert)
     together = RECIPES["ensemble"].members if recipe.teacher == "ensemble" else recipe.members
     members = tuple(make_job(member, config, runs, expert) for member in together)
+    if recipe.teacher == "agreement":
+        taught = make_job("translator", override(config, TAUGHT), runs, expert)
+        assert taught.student is not None
+        members = (taught, taught.student)
     parents = [job.directory.name for job in (translator, student, *members) if job is not None]
 
     tree = config.model_dump(mode="json")
     inputs: dict[str, Any] = {name: tree[name] for name in recipe.sections}
     if config.labels.ids is None:  # stages from before there was such a field keep their names
         tree["labels"].pop("ids")
+    for name in LATER:
+        section, field = name.split(".")
+        if tree[section][field] == type(getattr(config, section)).model_fields[field].default:
+            tree[section].pop(field)
     tree["translator"].pop("start")  # it is a parent
     _describe_encoder(tree["segmenter"], config.segmenter)
     inputs["size"] = list(config.data.size)
@@ -129,6 +142,7 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
     inputs["format"] = checkpoint.FORMAT
     inputs["synthetic"] = data_fingerprint(config.data.synthetic)
     if kind == "expert" and config.expert.model is not None:
+        refuse_code(config.expert.model)
         inputs["expert"] |= {"model": _digest(Path(config.expert.model).expanduser(), "expert.model")}
     if kind != "expert":
         assert expert is not None

@@ -4,7 +4,8 @@
         + α · γ · [ CE(E(R2S(x)), y) + δ · Dice(E(R2S(x)), y) ]
 
 with α = ``guidance.weight``, γ = ``guidance.scale`` and δ = ``guidance.dice``. With a teacher, unlabelled photographs
-are among the x, and y is what the teacher sees in them (taught guidance). Knows no Ray and no files. For speed, the
+are among the x, and y is what the teacher sees in them (taught guidance). With ``guidance.strength`` below 1, E sees
+x + u · (R2S(x) - x) for a random u, so that R2S's change helps by parts too. Knows no Ray and no files. For speed, the
 translation and the identity forward of a generator go through it as one batch (instance norm keeps samples apart, so
 nothing changes), and so do the real and fake images of a discriminator.
 """
@@ -127,7 +128,7 @@ class TranslatorTraining:
         if weight > 0:
             assert labels is not None
             assert self.expert is not None
-            logits = self.expert(guided)
+            logits = self.expert(_part_way(labelled, guided, self.guidance.strength))
             total, valid = cross_entropy_sum(logits, labels)
             # DDP averages gradients over the ranks: times the world, so that sum ÷ count is over all of them.
             taught = terms["guidance"] = total * self.place.world / self.place.total(valid).clamp(min=1)
@@ -215,6 +216,14 @@ class ImagePool:
                 swapped[index] = self.images[slot]
                 self.images[slot] = fakes[index]
         return swapped
+
+
+def _part_way(images: Tensor, translated: Tensor, least: float) -> Tensor:
+    """Images a random share of the way to their translation, the share of each at least ``least``."""
+    if least == 1:
+        return translated
+    share = torch.empty(len(images), 1, 1, 1).uniform_(least, 1)  # on the CPU: no wait for the device
+    return torch.lerp(images.to(translated.dtype), translated, share.to(translated))
 
 
 def _discriminator_loss(discriminator: nn.Module, images: Tensor, fakes: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from raydelta.compute.device import Place
 from raydelta.config import load_config
 from raydelta.data.pixels import Batch
 from raydelta.data.taxonomy import IGNORE
-from raydelta.training.student import StudentTraining, confident_labels, mix_classes
+from raydelta.training.student import StudentTraining, confident_labels, mix_boxes, mix_classes
 from raydelta.training.supervised import Predict
-from raydelta.training.trained import ensemble
+from raydelta.training.trained import agreement, ensemble
 from tests.segmenters import build_network, colourful
 
 torch.set_num_threads(1)
@@ -173,6 +173,18 @@ def test_an_ensemble_is_finite_where_its_members_are_certain_or_clueless() -> No
     assert certain.isfinite().all()
     clueless = ensemble([torch.zeros_like, torch.zeros_like])(images)
     torch.testing.assert_close(clueless.softmax(1), torch.full_like(images, 1 / 3))
+
+
+def test_where_teachers_disagree_they_say_nothing_and_elsewhere_their_mean() -> None:
+    images, _ = colourful(2)
+    turned = images.clone()
+    turned[:, :, :4] = turned[:, :, :4].roll(1, 1)  # another class in the upper rows
+    together = agreement([sharp, lambda x: 2 * sharp(turned)])(images)
+    torch.testing.assert_close(together[:, :, :4].softmax(1), torch.full_like(images[:, :, :4], 1 / 3))
+    mean = (sharp(images).softmax(1) + (2 * sharp(images)).softmax(1)) / 2
+    torch.testing.assert_close(together[:, :, 4:].softmax(1), mean[:, :, 4:], atol=1e-5, rtol=0)
+    labels = confident_labels(together, 0.5)
+    assert (labels[:, :4] == IGNORE).all() and (labels[:, 4:] != IGNORE).any()
 
 
 @pytest.mark.parametrize("teacher", [None, "average"])
@@ -356,3 +368,86 @@ def test_two_ranks_learn_from_a_teacher_like_one(tmp_path: Path) -> None:
         torch.testing.assert_close(rank[1], gradients, atol=1e-6, rtol=1e-4)
     for name, value in terms.items():
         torch.testing.assert_close((ranks[0][0][name] + ranks[1][0][name]) / 2, value, msg=name)
+
+
+def to_cut() -> tuple[Tensor, Tensor]:
+    """Forty photographs, each of one value and one label."""
+    numbers = torch.arange(40)
+    return numbers.float().view(-1, 1, 1, 1).expand(-1, 3, 20, 40), numbers.view(-1, 1, 1).expand(-1, 20, 40)
+
+
+def test_a_box_of_another_photograph_is_pasted_with_its_labels() -> None:
+    torch.manual_seed(0)
+    real, labels = to_cut()
+    mixed, mixed_labels = mix_boxes(real, labels)
+    shares = []
+    for index in range(len(real)):
+        pasted = mixed[index, 0] != index
+        assert torch.equal(mixed[index].long(), mixed_labels[index].expand(3, 20, 40))
+        assert mixed_labels[index][pasted].unique().tolist() in ([], [(index - 1) % 40])
+        assert torch.equal(pasted, pasted.any(1, keepdim=True) & pasted.any(0)), "no box"
+        shares.append(pasted.float().mean().item())
+    boxes = [share for share in shares if share > 0]
+    assert 10 < len(boxes) < 30  # even odds
+    assert 0 < min(boxes) < 0.15 and 0.25 < max(boxes) < 0.45
+    assert real.equal(to_cut()[0])
+
+
+def test_boxes_are_drawn_with_torchs_seed() -> None:
+    def draw(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return mix_boxes(*to_cut())[0]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def seen_by(training: StudentTraining, batch: dict[str, Batch]) -> list[Tensor]:
+    """The images of each forward of a step."""
+    seen: list[Tensor] = []
+    training.network.register_forward_hook(lambda module, arguments, logits: seen.append(arguments[0].detach()))
+    training.step(batch, 0.5)
+    return seen
+
+
+def test_two_strong_views_of_mixed_photographs_are_learned_from() -> None:
+    torch.manual_seed(0)
+    settings = ("self_training.mixing=boxes", "self_training.views=2", "self_training.confidence=0")
+    training = build_training(build_network(), "average", *settings)
+    marks = torch.linspace(-1, 1, 8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    batch = {"synthetic": colourful(2), "labelled": colourful(3, seed=1), "real": (marks, None)}
+    _, photographs = seen_by(training, batch)
+    own, first, second = photographs.split([3, 8, 8])
+    assert torch.equal(own, batch["labelled"][0])
+    for view in (first, second):
+        assert set(view.unique().tolist()) <= set(marks.unique().tolist())
+        assert not torch.equal(view, marks)
+    assert not torch.equal(first, second)
+
+
+def test_views_count_by_their_mean() -> None:
+    batch = {"synthetic": colourful(4), "real": photographs()}
+    once, twice = (build_training(build_network(), sharp, f"self_training.views={views}") for views in (1, 2))
+    torch.testing.assert_close(*(training.step(batch, 0.5) for training in (once, twice)))
+    torch.testing.assert_close(weights(once.network), weights(twice.network))
+
+
+def test_weighted_by_the_share_every_label_of_the_mean_teacher_counts() -> None:
+    network = build_network()
+    images, labels = colourful(4)
+    real, _ = photographs()
+    settings = ("self_training.weighting=share", "self_training.confidence=0.4", "self_training.mixing=boxes")
+    training = build_training(network, "average", *settings)
+    logits = network(real)
+    pseudo, sure = logits.argmax(1), logits.softmax(1).amax(1) >= 0.4
+    assert 0 < sure.float().mean() < 1
+    torch.manual_seed(3)
+    mixed, mixed_labels = mix_boxes(real, pseudo)
+    taught = F.cross_entropy(network(mixed), mixed_labels)
+    expected = F.cross_entropy(network(images), labels) + sure.float().mean() * taught
+    gradients = torch.autograd.grad(expected, list(network.parameters()))
+    torch.manual_seed(3)
+    terms = training.step({"synthetic": (images, labels), "real": (real, None)}, 0.5)
+    torch.testing.assert_close(terms["confident"], sure.float().mean())
+    torch.testing.assert_close(terms["pseudo_labels"], taught.detach())
+    torch.testing.assert_close([parameter.grad for parameter in network.parameters()], list(gradients))

@@ -469,3 +469,22 @@ def test_every_size_of_batch_is_compiled_by_itself(monkeypatch: pytest.MonkeyPat
         training.step(batch_of(2, 2, 3), 0.0)
     assert len(symbolic) >= 5 and not any(symbolic)
     torch.compiler.reset()
+
+
+def test_guidance_sees_photographs_part_of_the_way_to_their_translation() -> None:
+    """The loss is that of the expert on x + u·(R2S(x) - x), with one u for each image."""
+    batch = batch_of(labelled=3)
+    images, labels = batch["labelled"]
+    assert labels is not None
+    whole, part = (build(configure("guidance.dice=0", f"guidance.strength={least}")) for least in (1.0, 0.25))
+    translated = part.r2s(images).detach()
+    torch.manual_seed(4)
+    shares = torch.empty(3, 1, 1, 1).uniform_(0.25, 1)
+    torch.manual_seed(4)
+    found = part.step(batch, 0.0)["guidance"]
+    assert part.expert is not None
+    seen = images + shares * (translated - images)
+    torch.testing.assert_close(found, F.cross_entropy(part.expert(seen), labels, ignore_index=IGNORE))
+    expected = F.cross_entropy(part.expert(translated), labels, ignore_index=IGNORE)
+    torch.testing.assert_close(whole.step(batch, 0.0)["guidance"], expected)
+    assert not torch.isclose(found, expected)
