@@ -10,6 +10,7 @@ from raydelta.errors import UserError
 
 Compared = Literal[
     "blended",
+    "colours matched",
     "ensemble",
     "ensemble, untranslated",
     "from scratch",
@@ -22,6 +23,7 @@ Compared = Literal[
     "pseudo-labels",
     "mean teacher",
     "mean teacher, translated",
+    "taught student",
     "oracle",
 ]
 """What the translator is compared with."""
@@ -42,7 +44,7 @@ class Recipe:
     start: Literal["expert", "scratch", "student"] = "expert"
     synthetic: Literal["plain", "translated", "FDA", "randomised"] | None = None
     labels: Literal["budget", "all", "none"] = "budget"
-    teacher: Literal["average", "ensemble"] | None = None  # of the unlabelled photographs, if any
+    teacher: Literal["average", "ensemble", "agreement"] | None = None  # of the unlabelled photographs, if any
     members: tuple[Kind, ...] = ()
 
     @property
@@ -75,7 +77,7 @@ class Recipe:
                 batches |= {"real": batches["real"] + taught, "labelled": config.guidance.batch - taught}
             return batches
         if self.section == "adaptation":
-            return {"real": config.adaptation.batch}
+            return dict.fromkeys(["synthetic"] * (self.synthetic is not None) + ["real"], config.adaptation.batch)
         supervised = ["synthetic"] * (self.synthetic is not None) + ["labelled"] * (self.labels != "none")
         half = {"real": config.student.batch // 2} if self.photographs else {}
         return dict.fromkeys(supervised, config.student.batch // len(supervised)) | half
@@ -85,6 +87,7 @@ RECIPES: dict[Kind, Recipe] = {
     "expert": Recipe("expert", "scratch", "plain", labels="none"),
     "translator": Recipe("translator", "scratch", "plain"),
     "blended": Recipe("adaptation", labels="none"),
+    "colours matched": Recipe("adaptation", synthetic="plain", labels="none"),
     "from scratch": Recipe(start="scratch"),
     "fine-tuned": Recipe(),
     "joint training": Recipe(synthetic="plain"),
@@ -95,6 +98,7 @@ RECIPES: dict[Kind, Recipe] = {
     "pseudo-labels": Recipe(start="student", synthetic="translated", teacher="ensemble"),
     "mean teacher": Recipe(synthetic="plain", teacher="average"),
     "mean teacher, translated": Recipe(synthetic="translated", teacher="average"),
+    "taught student": Recipe(synthetic="plain", teacher="agreement"),
     "oracle": Recipe(synthetic="plain", labels="all"),
     "ensemble": Recipe(members=("translator", "student")),
     "ensemble, untranslated": Recipe(members=("joint training", "mean teacher")),
@@ -126,6 +130,7 @@ METHODS: dict[str, Method] = {
     "taught": Method("translator", TAUGHT, "frozen"),
     **{name: Method(name) for name in get_args(Compared)},
     "blended": Method("blended", family="frozen"),
+    "colours matched": Method("colours matched", family="frozen"),
     "guided, shuffled labels": Method("translator", SHUFFLED, "frozen"),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }

@@ -113,7 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copy(folder / "street" / "train-00000.parquet", folder / "street" / "test-00000.parquet")
     config = override(load_config(overrides=TINY | STEPS), sets)
     jobs: dict[str, Any] = {"expert": make_job("expert", config, folder / "runs")}
-    for kind in ("translator", "joint training", "mean teacher"):
+    for kind in ("translator", "joint training", "mean teacher", "colours matched"):
         jobs[kind] = make_job(kind, config, folder / "runs", jobs["expert"].directory)  # type: ignore[arg-type]
     for job in jobs.values():
         train_here(job)

@@ -19,6 +19,7 @@ from raydelta.data.pixels import to_float
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks import Generator, build_segmenter
+from raydelta.networks.colours import Colours
 from raydelta.networks.layers import freeze
 from raydelta.networks.own_expert import OwnExpert
 from raydelta.results.evaluate import method_of
@@ -26,19 +27,20 @@ from raydelta.results.table import read_recommended
 from raydelta.storage import write_atomically
 from raydelta.training.checkpoint import read_config
 from raydelta.training.job import BEST, Job, find_job, is_beside, read_job, read_stage
-from raydelta.training.trained import ensemble, load_segmenter, read_generator
+from raydelta.training.trained import ensemble, load_segmenter, read_colours, read_generator
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
 SMALLEST = 8  # pixels: at a quarter of it, the generator's reflection still has one to reflect
 
 
 class ChainConfig(BaseModel):
-    """One segmenter, and R2S before it if its photographs are translated."""
+    """One segmenter, and before it R2S or ``Colours`` if its photographs are translated or their colours matched."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     segmenter: SegmenterConfig
     generator: GeneratorConfig | None = None
+    colours: bool = False
 
 
 class DeployConfig(BaseModel):
@@ -63,6 +65,10 @@ class Chain(nn.Module):
     """Images (N, 3, H, W) in [-1, 1] → logits (N, C, H, W)."""
 
     def __init__(self, segmenter: nn.Module, generator: nn.Module | None) -> None:
+        """
+        Args:
+            generator: what images go through first: R2S or ``Colours``.
+        """
         super().__init__()
         self.segmenter, self.generator = segmenter, generator
 
@@ -87,15 +93,19 @@ class Deployed(nn.Module):
         return enlarge(self.networks(self.prepare(images)), *images.shape[1:3])
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Photographs uint8 (N, H, W, 3) → in [-1, 1], (N, 3, h, w), of the height that the networks know."""
-        height, width = images.shape[1:3]
-        size = target_size(self.config, height, width)
-        small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
-        return to_float(small)
+        """``prepare`` for these networks."""
+        return prepare(self.config, images)
 
     def networks(self, images: Tensor) -> Tensor:
         """Images (N, 3, h, w) in [-1, 1] → logits (N, C, h, w)."""
         return self.chains[0](images) if len(self.chains) == 1 else ensemble(list(self.chains))(images)
+
+
+def prepare(config: DeployConfig, images: Tensor) -> Tensor:
+    """Photographs uint8 (N, H, W, 3) → in [-1, 1], (N, 3, h, w), of the height that the networks know."""
+    size = target_size(config, *images.shape[1:3])
+    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+    return to_float(small)
 
 
 def target_size(config: DeployConfig, height: int, width: int) -> tuple[int, int]:
@@ -156,15 +166,17 @@ def build(job: Job) -> Deployed:
     taxonomy, data = job.taxonomy, job.config.data
     settings, chains = [], []
     for part in job.members if job.recipe.members else (job,):
-        translates = part.kind == "translator"
-        directory = part.expert if translates else part.directory
+        translates, matches = part.kind == "translator", part.kind == "colours matched"
+        directory = part.expert if translates or matches else part.directory
         assert directory is not None
         segmenter = read_config(directory / "checkpoint").segmenter.model_copy(
             update={"weights": None, "encoder_rate": 1.0}
         )
-        generator = read_generator(part.directory, "r2s_ema") if translates else None
-        settings.append(ChainConfig(segmenter=segmenter, generator=part.config.generator if translates else None))
-        chains.append(Chain(load_segmenter(directory, len(taxonomy)), generator))
+        own = part.config.generator if translates else None
+        settings.append(ChainConfig(segmenter=segmenter, generator=own, colours=matches))
+        first = read_generator(part.directory, "r2s_ema") if translates else None
+        first = read_colours(part.directory) if matches else first
+        chains.append(Chain(load_segmenter(directory, len(taxonomy)), first))
     config = DeployConfig(
         run=job.directory.name,
         method=method_of(job),
@@ -185,7 +197,8 @@ def save(model: Deployed, folder: Path) -> None:
     if any(isinstance(chain.segmenter, OwnExpert) for chain in model.chains if isinstance(chain, Chain)):
         raise UserError(
             f"{model.config.run}: its expert is a network of your own, which an exported folder cannot hold; "
-            "raydelta.load and raydelta predict take the run itself"
+            "raydelta.load and raydelta predict take the run itself, and raydelta export --preprocessor writes what "
+            "goes in front of it"
         )
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(weights))
@@ -196,7 +209,7 @@ def _read_exported(path: Path) -> Deployed:
     config = validated(DeployConfig, read_yaml(path / CONFIG), str(path / CONFIG))
     chains = []
     for chain in config.chains:
-        generator = Generator(chain.generator) if chain.generator else None
+        generator = Generator(chain.generator) if chain.generator else Colours() if chain.colours else None
         chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy), pretrained=False), generator))
     model = Deployed(config, chains)
     try:

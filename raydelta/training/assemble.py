@@ -24,6 +24,7 @@ from raydelta.networks.own_expert import load_own_expert
 from raydelta.training import checkpoint
 from raydelta.training.appearance import build_randomise, swap_amplitude
 from raydelta.training.blend import BlendTraining
+from raydelta.training.colours import ColourTraining
 from raydelta.training.job import Job, label_ids
 from raydelta.training.kept import KeptTraining
 from raydelta.training.loop import Training, hash_seed
@@ -31,7 +32,7 @@ from raydelta.training.losses import class_weights
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
 from raydelta.training.student import Appearance, StudentTraining
 from raydelta.training.supervised import Predict, SegmenterTraining
-from raydelta.training.trained import ensemble, load_generator, load_model, load_segmenter
+from raydelta.training.trained import agreement, ensemble, load_generator, load_model, load_segmenter
 from raydelta.training.translator import TranslatorTraining
 
 BYTES_PER_PIXEL = 4  # of a decoded image with its label
@@ -88,7 +89,7 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
             raise UserError(_no_labels(job))
         sets["labelled"] = labelled
 
-    training: SegmenterTraining | TranslatorTraining | BlendTraining | KeptTraining
+    training: SegmenterTraining | TranslatorTraining | BlendTraining | ColourTraining | KeptTraining
     if job.kind == "translator":
         assert job.expert is not None
         teacher = load_model(job.student, place).predict if job.student is not None else None
@@ -120,6 +121,9 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     elif job.kind == "blended":
         assert job.expert is not None
         training = BlendTraining(load_segmenter(job.expert, classes), config.adaptation.share, place)
+    elif job.kind == "colours matched":
+        assert job.expert is not None
+        training = ColourTraining(freeze(load_segmenter(job.expert, classes)), place)
     else:
         training = _build_student(job, classes, labelled, place)
 
@@ -127,8 +131,10 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     plain = {"real"}
     if job.kind == "translator":
         plain = {"real", "synthetic", "labelled"}
-    elif job.recipe.synthetic == "translated" or (job.kind == "expert" and config.expert.appearance == "plain"):
+    elif job.recipe.synthetic == "translated" or job.recipe.section == "adaptation":
         plain = {"real", "synthetic"}
+    elif job.kind == "expert" and config.expert.appearance == "plain":
+        plain = {"synthetic"}
     unused = {"real", "synthetic"} if job.kind == "translator" else {"real"}
     zoom = job.recipe.section != "translator"
     geometry, both = (
@@ -173,8 +179,9 @@ def _build_student(job: Job, classes: int, labelled: Images | None, place: Place
     scratch = recipe.start == "scratch" or (own and recipe.start == "expert")
     network = build_segmenter(config.segmenter, classes) if scratch else load_segmenter(start, classes)
     teacher: Predict | Literal["average"] | None = "average" if recipe.teacher == "average" else None
-    if recipe.teacher == "ensemble":
-        teacher = ensemble([load_model(member, place).predict for member in job.members])
+    if recipe.teacher in ("ensemble", "agreement"):
+        together = ensemble if recipe.teacher == "ensemble" else agreement
+        teacher = together([load_model(member, place).predict for member in job.members])
     weights = {"synthetic": class_weights(read_manifest(config.data.synthetic).splits["train"].pixels)}
     if labelled is not None and labelled.labels is not None:
         weights["labelled"] = class_weights(np.bincount(labelled.labels.ravel(), minlength=classes)[:classes].tolist())

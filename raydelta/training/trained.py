@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.networks import Generator, build_segmenter
+from raydelta.networks.colours import Colours
 from raydelta.networks.layers import freeze
 from raydelta.networks.own_expert import load_own_expert
 from raydelta.training import checkpoint
@@ -31,7 +32,7 @@ def load_segmenter(directory: Path, classes: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained job for inference; ``translate`` is None where there is no translator."""
+    """A trained job for inference; ``translate`` is None where photographs go into the segmenter as they are."""
 
     predict: Callable[[Tensor], Tensor]
     translate: Callable[[Tensor], Tensor] | None
@@ -41,12 +42,24 @@ def load_model(job: Job, place: Place) -> Model:
     """The model of a complete stage (an ensemble: of its parts) on the place's device: images in [-1, 1] → logits."""
     if job.recipe.members:
         return Model(ensemble([load_model(member, place).predict for member in job.members]), None)
+    if job.kind == "colours matched":
+        assert job.expert is not None
+        colours = read_colours(job.directory).to(place.device)
+        expert = freeze(load_segmenter(job.expert, job.classes)).to(place.device)
+        return Model(build_predictor(nn.Sequential(colours, expert)), colours)
     if job.kind != "translator":
         return Model(build_predictor(load_segmenter(job.directory, job.classes).to(place.device)), None)
     assert job.expert is not None
     expert = freeze(load_segmenter(job.expert, job.classes)).to(place.device, place.dtype)
     translate = load_generator(job.directory, "r2s_ema", place)
     return Model(lambda images: expert(translate(images).to(place.dtype)).float(), translate)
+
+
+def read_colours(directory: Path) -> Colours:
+    """The colours of a complete stage *colours matched*, on the CPU."""
+    colours = Colours()
+    colours.load_state_dict(checkpoint.read_weights(directory / "checkpoint", "colours"))
+    return colours
 
 
 def read_generator(directory: Path, name: str) -> nn.Module:
@@ -79,5 +92,17 @@ def ensemble(predictors: list[Predict]) -> Predict:
         entropy = -(shares * shares.clamp(min=1e-8).log()).sum(2, keepdim=True)
         weights = (1 - entropy / math.log(shares.shape[2])).clamp(min=1e-4)
         return ((shares * weights).sum(0) / weights.sum(0)).clamp(min=1e-8).log()
+
+    return predict
+
+
+def agreement(predictors: list[Predict]) -> Predict:
+    """Several predictors as one that knows nothing where they disagree: elsewhere their mean shares, as log-shares."""
+
+    def predict(images: Tensor) -> Tensor:
+        shares = torch.stack([predict_one(images).softmax(1) for predict_one in predictors])
+        likeliest = shares.argmax(2, keepdim=True)
+        agreed = (likeliest == likeliest[0]).all(0)
+        return torch.where(agreed, shares.mean(0).clamp(min=1e-8).log(), 0.0)
 
     return predict

@@ -11,8 +11,9 @@ from torch import nn
 
 from raydelta.compute.device import Place
 from raydelta.config import Config, load_config, override
+from raydelta.data.augment import to_float
 from raydelta.data.labels import choose_labels
-from raydelta.data.streams import Images, MemoryStream
+from raydelta.data.streams import Images, MemoryStream, load_images
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_label
 from raydelta.deploy.network import build, save
@@ -170,12 +171,15 @@ def test_an_oracle_does_not_depend_on_the_budget_and_joint_training_does(config:
         ("translated only", {"cycle__real": 3}),
         ("ensemble", {"guidance__weight": 0.1, "student__steps": 9}),
         ("pseudo-labels", {"self_training__confidence": 0.5, "translator__steps": 9}),
-        ("mean teacher", {"student__ema": 0.5, "self_training__start": 0.1}),
+        ("mean teacher", {"student__ema": 0.5, "self_training__start": 0.1, "self_training__views": 2}),
+        ("mean teacher", {"self_training__weighting": "share", "self_training__mixing": "boxes"}),
         ("FDA", {"appearance__bandwidth": 0.1}),
         ("randomised", {"appearance__strength": 0.1}),
         ("guided", {"labels__shuffle": True}),
-        ("guided", {"guidance__teacher": "mean teacher"}),
+        ("guided", {"guidance__teacher": "mean teacher", "guidance__strength": 0.5}),
+        ("taught student", {"translator__steps": 9, "self_training__confidence": 0.5, "guidance__strength": 0.5}),
         ("blended", {"adaptation__share": 0.3}),
+        ("colours matched", {"adaptation__steps": 3}),
     ],
 )
 def test_a_job_depends_on_what_it_and_its_parents_use(config: Config, kind: Kind, fields: dict[str, Any]) -> None:
@@ -196,6 +200,11 @@ def test_translation_without_labels_builds_on_the_unguided_translator(config: Co
         assert jobs[kind].parents == [jobs["translator"]]
     for kind in ("pseudo-labels", "ensemble"):
         assert jobs[kind].parents == [jobs["translator"], jobs["student"]]
+    taught = make_job("translator", override(config, METHODS["taught"].overrides), Path("runs"), Path("runs/expert-1"))
+    assert jobs["taught student"].members == (taught, jobs["mean teacher"])
+    assert jobs["taught student"].parents == [jobs["mean teacher"], taught]
+    again = override(config, {"guidance.teacher": "taught student"})
+    assert make_job("translator", again, Path("runs"), Path("runs/expert-1")).student == jobs["taught student"]
     assert jobs["ensemble, untranslated"].parents == [jobs["joint training"], jobs["mean teacher"]]
     assert all(not jobs[kind].parents for kind in ("fine-tuned", "joint training", "FDA", "mean teacher", "oracle"))
 
@@ -269,7 +278,7 @@ def test_a_method_becomes_a_stage(config: Config, expert: Trained, kind: Kind) -
     model = load_model(job, HERE)
     images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
     assert model.predict(images).shape == (2, len(CAMVID11), HEIGHT, WIDTH)
-    assert (model.translate is not None) == (kind == "translator")
+    assert (model.translate is not None) == (kind in ("translator", "colours matched"))
     if model.translate is not None:
         translated = model.translate(images)
         assert translated.shape == images.shape
@@ -292,30 +301,37 @@ def test_a_taught_translator_learns_from_a_students_labels_of_photographs_too(co
     assert guided.batches == {"synthetic": 2, "real": 2, "labelled": 8}
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt2"])
 def test_an_expert_of_the_users_guides_is_never_changed_and_travels_with_the_runs(
-    config: Config, expert: Trained, folder: Path
+    config: Config, expert: Trained, folder: Path, suffix: str
 ) -> None:
-    trained = load_segmenter(expert[0].directory, len(CAMVID11))
-    file, runs = folder / "theirs.safetensors", folder / "own runs"
-    safetensors.torch.save_file(trained.state_dict(), file)
+    trained = load_segmenter(expert[0].directory, len(CAMVID11)).eval()
+    file, runs = folder / f"theirs.{suffix}", folder / f"own runs {suffix}"
+    if suffix == "pt2":
+        dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+        program = torch.export.export(trained, (torch.zeros(2, 3, HEIGHT, WIDTH),), dynamic_shapes=(dynamic,))
+        torch.export.save(program, file)
+    else:
+        safetensors.torch.save_file(trained.state_dict(), file)
     at = override(config, {"expert.model": str(file)})
     own, _ = train_job(make_job("expert", at, runs))
     assert read_stage(own.directory)["metrics"]["miou"] > 0
     images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
     torch.testing.assert_close(load_model(own, HERE).predict(images), load_model(expert[0], HERE).predict(images))
 
-    jobs = {kind: make_job(kind, at, runs, own.directory) for kind in ("translator", "joint training")}
+    kinds: tuple[Kind, ...] = ("translator", "joint training", "colours matched")
+    jobs = {kind: make_job(kind, at, runs, own.directory) for kind in kinds}
     for job in jobs.values():
         train_job(job)
     before = file.read_bytes()
     file.unlink()
-    moved = folder / "moved"
+    moved = folder / f"moved {suffix}"
     shutil.move(runs, moved)
     translator = read_job(moved / jobs["translator"].directory.name)
     model = load_model(translator, HERE)
     assert model.translate is not None
     torch.testing.assert_close(model.predict(images), trained.eval()(model.translate(images)))
-    assert (moved / own.directory.name / "model.safetensors").read_bytes() == before
+    assert (moved / own.directory.name / f"model.{suffix}").read_bytes() == before
     with pytest.raises(UserError, match="its expert is a network of your own, which an exported folder cannot hold"):
         save(build(translator), folder / "exported")
     assert not (folder / "exported").exists()
@@ -333,6 +349,22 @@ def test_blended_statistics_lie_between_the_experts_and_those_of_photographs(con
             assert not torch.equal(value, before[name]), name
         else:
             assert torch.equal(value, before[name]), name
+
+
+def test_matched_colours_go_in_front_of_the_expert_as_it_is(config: Config, expert: Trained) -> None:
+    job, _ = train_job(make_job("colours matched", config, expert[0].directory.parent, expert[0].directory))
+    model, images = load_model(job, HERE), torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
+    assert model.translate is not None
+    torch.testing.assert_close(model.predict(images), load_model(expert[0], HERE).predict(model.translate(images)))
+    sets = [
+        load_images(uri, "train", config.data.size, labels=False).pixels
+        for uri in (config.data.synthetic, config.data.real)
+    ]
+    synthetic, real = (to_float(torch.from_numpy(pixels)).movedim(1, 0).flatten(1) for pixels in sets)
+    before = (real.mean(1) - synthetic.mean(1)).abs().sum()
+    matched = model.translate(to_float(torch.from_numpy(sets[1]))).movedim(1, 0).flatten(1)
+    assert (matched.mean(1) - synthetic.mean(1)).abs().sum() < before / 2
+    torch.testing.assert_close(build(job).networks(images), model.predict(images))
 
 
 @pytest.mark.parametrize("kind", ENSEMBLES)
