@@ -146,6 +146,12 @@ def export(
         list[str] | None,
         typer.Option(help="Photographs to check with (repeat for more). Default: the run's, else drawn ones."),
     ] = None,
+    preprocessor: Annotated[
+        bool,
+        typer.Option(
+            "--preprocessor", metavar="", help="Only what photographs go through before the expert that you keep: R2S."
+        ),
+    ] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
@@ -153,13 +159,14 @@ def export(
     from raydelta.deploy.export import export
     from raydelta.results.runs import resolve_run
 
-    done = export(resolve_run(run, runs), out, method, images or ())
+    done = export(resolve_run(run, runs), out, method, images or (), preprocessor=preprocessor)
     print(f"model              {_named(done.method, done.model)}")
     print(f"checked on         {done.images}")
     for check in done.checks:
         print(
             f"{check.model:<18} {check.width}x{check.height}: {check.agreement:.3%} of the pixels as in torch, "
-            f"logits within {check.deviation:.1e}, {check.seconds:.3f} s an image (torch {check.torch_seconds:.3f} s)"
+            f"{'images' if preprocessor else 'logits'} within {check.deviation:.1e}, {check.seconds:.3f} s an image "
+            f"(torch {check.torch_seconds:.3f} s)"
         )
     print(f"card               {out / 'README.md'}")
 

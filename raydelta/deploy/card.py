@@ -75,7 +75,56 @@ def write_card(job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], i
     write_atomically(path, "\n\n".join(sections) + "\n")
 
 
-def _checks(checks: Sequence[Mapping[str, Any]], images: str) -> list[str]:
+FRONT = """\
+import onnxruntime                               # images: uint8 (N, H, W, 3) RGB
+session = onnxruntime.InferenceSession("preprocessor.onnx")
+rgb, normalised = session.run(None, {"images": images})
+
+import torch
+rgb, normalised = torch.export.load("preprocessor.pt2").module()(torch.from_numpy(images))
+scores = your_expert(normalised)"""
+
+
+def write_preprocessor_card(
+    job: Job, model: Deployed, checks: Sequence[Mapping[str, Any]], images: str, path: Path
+) -> None:
+    """Write the card of what goes in front of an expert; arguments as of ``write_card``."""
+    config, data = model.config, job.config.data
+    train, validation = count_labels(job)
+    sections = [
+        f"# Preprocessor of {config.run}",
+        f"Photographs in the look of the synthetic images, for the expert that it was trained in front of "
+        f"(*{method_of(job)}*), made by raydelta {__version__}. The expert itself is not in this folder.",
+        "## Use",
+        f"Input: RGB, 0 to 255, any number and size of upright photographs. They are resized to a height of "
+        f"{data.height} pixels or a little more, in their own aspect ratio. Output: `rgb`, uint8 (N, h, w, 3), and the "
+        "same as `normalised`, float (N, 3, h, w), as the expert expects it.",
+        f"```python\n{FRONT}\n```",
+        "## Data",
+        _data_table(job),
+        f"Labelled photographs: {train} to train, {validation} to validate (to choose settings; part of the cost).",
+        "## Figures",
+        "Of the preprocessor and the expert together.",
+        _figures(job),
+        *_checks(checks, images, "RGB values that are within 1 of those of the model in torch", "images", "same rgb"),
+        "## Limits",
+        "- It was trained for this expert. In front of another one it may do harm.\n"
+        "- Figures hold for photographs like those of the test split.\n"
+        "- Not for decisions on which safety depends.",
+        "## Licence",
+        "The code is raydelta's, Apache-2.0. Whether these weights may be used or passed on depends on the licences of "
+        "the data sets above, which raydelta does not know: please check.",
+    ]
+    write_atomically(path, "\n\n".join(sections) + "\n")
+
+
+def _checks(
+    checks: Sequence[Mapping[str, Any]],
+    images: str,
+    share: str = "pixels that get the same id as from the model in torch",
+    floats: str = "logits",
+    same: str = "same ids",
+) -> list[str]:
     lines = "\n".join(
         f"| {c['model']} | {c['width']}×{c['height']} | {c['agreement']:.3%} | {c['deviation']:.1e} | "
         f"{c['seconds']:.3f} | {c['torch_seconds']:.3f} |"
@@ -83,9 +132,9 @@ def _checks(checks: Sequence[Mapping[str, Any]], images: str) -> list[str]:
     )
     return [
         "## Check of the export",
-        f"On {images}. Share of the pixels that get the same id as from the model in torch, by how much logits differ "
-        "at most, and median seconds of one image on one CPU thread of the machine that exported it.",
-        f"| file | size | same ids | logits | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{lines}",
+        f"On {images}. Share of the {share}, by how much {floats} differ at most, and median seconds of one image on "
+        "one CPU thread of the machine that exported it.",
+        f"| file | size | {same} | {floats} | seconds | torch |\n| --- | --- | --- | --- | --- | --- |\n{lines}",
     ]
 
 

@@ -25,18 +25,18 @@ from raydelta.data.prepare import evaluation_split
 from raydelta.data.reading import read_image
 from raydelta.data.shards import list_ids, read_manifest, read_rows
 from raydelta.data.simulator.scene import simulate
-from raydelta.deploy.card import write_card
+from raydelta.deploy.card import write_card, write_preprocessor_card
 from raydelta.deploy.inputs import find_inputs
 from raydelta.deploy.network import WEIGHTS, Deployed, build, choose_job, read_network, save
+from raydelta.deploy.preprocessor import Preprocessor, choose_preprocessor
 from raydelta.errors import UserError
 from raydelta.storage import is_remote
 from raydelta.training.job import Job
 from raydelta.version import __version__
 
-ONNX, PROGRAM = "model.onnx", "model.pt2"
 CHECKED = 8  # photographs, at most
 SCALES = (1.0, 0.75)  # that they are checked at
-REQUIRED = 0.999  # share of the pixels on which an exported model has to give the same ids as the original
+REQUIRED = 0.999  # share of the values of an exported model that have to be those of the original
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,49 @@ class Agreement:
     model: str
     width: int
     height: int
-    agreement: float  # share of the pixels with the same id
-    deviation: float  # of the logits, at most
+    agreement: float  # share of the pixels with the same id; of a preprocessor's RGB values within 1 of the original's
+    deviation: float  # of the logits, or of the normalised images, at most
     seconds: float  # of an image, on one thread of this machine's CPU
     torch_seconds: float
 
 
-class _Program(nn.Module):
+class Segmenting(nn.Module):
     """Photographs uint8 (N, H, W, 3) → ids uint8 (N, H, W) and logits (N, C, H, W)."""
 
     def __init__(self, model: Deployed) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model.logits(images)
         return logits.max(1).indices.byte(), logits
+
+
+Program = Segmenting | Preprocessor
+"""What is exported: photographs → uint8 values and floats."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files and outputs of a program are called, and how far its uint8 values may be from the original's."""
+
+    stem: str
+    outputs: tuple[str, str]
+    tolerance: int
+
+    @property
+    def onnx(self) -> str:
+        """The name of the ONNX file."""
+        return f"{self.stem}.onnx"
+
+    @property
+    def program(self) -> str:
+        """The name of the ``torch.export`` file."""
+        return f"{self.stem}.pt2"
+
+
+MODEL = Layout("model", ("ids", "logits"), 0)
+PREPROCESSOR = Layout("preprocessor", ("rgb", "normalised"), 1)  # rounded, so tiny differences show as one level
 
 
 @dataclass(frozen=True)
@@ -74,11 +101,15 @@ class Exported:
     checks: list[Agreement]
 
 
-def export(run: Path, out: Path, method: str | None = None, images: Sequence[str] = ()) -> Exported:
+def export(
+    run: Path, out: Path, method: str | None = None, images: Sequence[str] = (), *, preprocessor: bool = False
+) -> Exported:
     """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
 
     Args:
         method: which row of a sweep; the recommended one, if None.
+        preprocessor: only what photographs go through before the expert (R2S, or matched colours), as
+            ``preprocessor.onnx`` and ``preprocessor.pt2``, with a card.
         images: photographs to check with, as ``raydelta predict`` takes them; if none, those of the run's data set
             where it lies on this machine, else drawn street scenes.
 
@@ -90,16 +121,20 @@ def export(run: Path, out: Path, method: str | None = None, images: Sequence[str
     if out.exists():
         raise UserError(f"{out}: exists already; choose a new folder")
     _import_onnx()
-    job = choose_job(run, method)
+    job = choose_preprocessor(run, method) if preprocessor else choose_job(run, method)
     model = build(job)
+    program: Program = Preprocessor(model) if preprocessor else Segmenting(model)
+    layout = PREPROCESSOR if preprocessor else MODEL
     words, photographs = _photographs(job, images)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         beside.mkdir(parents=True)
-        save(model, beside)
-        _write_programs(model, beside)
-        checks = [check for scale in SCALES for check in _check(model, beside, _stack(photographs, scale))]
-        write_card(job, model, [vars(check) for check in checks], words, beside / "README.md")
+        if not preprocessor:
+            save(model, beside)
+        _write_programs(program, layout, beside)
+        checks = [check for scale in SCALES for check in _check(program, layout, beside, _stack(photographs, scale))]
+        write = write_preprocessor_card if preprocessor else write_card
+        write(job, model, [vars(check) for check in checks], words, beside / "README.md")
         beside.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -108,7 +143,7 @@ def export(run: Path, out: Path, method: str | None = None, images: Sequence[str
     return Exported(model.config.run, model.config.method, words, checks)
 
 
-def _write_programs(model: Deployed, folder: Path) -> None:
+def _write_programs(model: Program, layout: Layout, folder: Path) -> None:
     """Trace once, for any number and size of photographs."""
     config, dynamic = model.config, torch.export.Dim.DYNAMIC
     metadata = {
@@ -119,27 +154,27 @@ def _write_programs(model: Deployed, folder: Path) -> None:
         "method": config.method or "",
         "raydelta": __version__,
     }
-    example = torch.zeros(2, model.config.height + 9, 2 * model.config.width + 5, 3, dtype=torch.uint8)
+    example = torch.zeros(2, config.height + 9, 2 * config.width + 5, 3, dtype=torch.uint8)
     oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     # Oblivious: a size of 1 is no special case. The warnings are about the exporter's own code.
     with torch.no_grad(), oblivious, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
-                _Program(model), (example,), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},), strict=False
+                model, (example,), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},), strict=False
             )
-            torch.export.save(program, folder / PROGRAM, extra_files={"classes.json": metadata["classes"]})
-            names = {"input_names": ["images"], "output_names": ["ids", "logits"]}
+            torch.export.save(program, folder / layout.program, extra_files={"classes.json": metadata["classes"]})
+            names = {"input_names": ["images"], "output_names": list(layout.outputs)}
             exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
         except Exception as error:  # the exporters know no common one; an architecture may not be traceable
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{model.config.run}: torch cannot export its network ({type(error).__name__}: {reason}); "
+                f"{config.run}: torch cannot export its network ({type(error).__name__}: {reason}); "
                 "raydelta.load and raydelta predict take it as it is"
             ) from error
     assert exported is not None
     exported.model.metadata_props.update(metadata)
-    exported.save(folder / ONNX)
+    exported.save(folder / layout.onnx)
 
 
 def _photographs(job: Job, given: Sequence[str]) -> tuple[str, list[Image.Image]]:
@@ -167,31 +202,33 @@ def _stack(images: Sequence[Image.Image], scale: float) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image.convert("RGB").resize((width, height))) for image in images]))
 
 
-def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
+def _check(model: Program, layout: Layout, folder: Path, images: Tensor) -> list[Agreement]:
     """Compare what lies in the folder with the model.
 
     Raises:
-        UserError: an exported model gives other ids.
+        UserError: an exported model gives other values.
     """
-    program, session = torch.export.load(folder / PROGRAM).module(), _import_onnx()
+    program, session = torch.export.load(folder / layout.program).module(), _import_onnx()
     options = session.SessionOptions()
     options.intra_op_num_threads = 1
-    onnx = session.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
-    again, threads = _Program(read_network(folder)), torch.get_num_threads()
+    onnx = session.InferenceSession(folder / layout.onnx, options, providers=["CPUExecutionProvider"])
     runs: dict[str, Callable[[Tensor], Any]] = {
-        ONNX: lambda image: map(torch.from_numpy, onnx.run(["ids", "logits"], {"images": image.numpy()})),
-        PROGRAM: program,
-        WEIGHTS: again,
+        layout.onnx: lambda image: map(torch.from_numpy, onnx.run(layout.outputs, {"images": image.numpy()})),
+        layout.program: program,
     }
+    if isinstance(model, Segmenting):
+        runs[WEIGHTS] = Segmenting(read_network(folder))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            true_ids, true_logits, torch_seconds = _timed(_Program(model), images)
+            true_values, true_floats, torch_seconds = _timed(model, images)
             checks = []
             for name, run in runs.items():
-                ids, logits, seconds = _timed(run, images)
-                agreement = float((ids == true_ids).float().mean())
-                deviation = float((logits - true_logits).abs().max())
+                values, floats, seconds = _timed(run, images)
+                same = (values.int() - true_values.int()).abs() <= layout.tolerance
+                agreement = float(same.float().mean())
+                deviation = float((floats - true_floats).abs().max())
                 size = images.shape[2], images.shape[1]
                 checks.append(Agreement(name, *size, agreement, deviation, seconds, torch_seconds))
     finally:
@@ -199,7 +236,7 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
     for check in checks:
         if check.agreement < REQUIRED:
             raise UserError(
-                f"{model.config.run}: {check.model} gives the ids of the original model on only "
+                f"{model.config.run}: {check.model} gives the {layout.outputs[0]} of the original model on only "
                 f"{check.agreement:.2%} of the pixels of {len(images)} images; {REQUIRED:.1%} are needed, so "
                 "nothing was written; try other versions of torch and onnxruntime"
             )
@@ -207,16 +244,16 @@ def _check(model: Deployed, folder: Path, images: Tensor) -> list[Agreement]:
 
 
 def _timed(run: Callable[[Tensor], Any], images: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The ids and logits of every image, asked one by one, and the median of the seconds."""
+    """The values and floats of every image, asked one by one, and the median of the seconds."""
     run(images[:1])  # the first is slower
-    ids, logits, seconds = list[Tensor](), list[Tensor](), list[float]()
+    values, floats, seconds = list[Tensor](), list[Tensor](), list[float]()
     for image in images:
         start = time.perf_counter()
         found = run(image[None])
         seconds.append(time.perf_counter() - start)
-        for kept, one in zip((ids, logits), found, strict=True):
+        for kept, one in zip((values, floats), found, strict=True):
             kept.append(one)
-    return torch.cat(ids), torch.cat(logits), median(seconds)
+    return torch.cat(values), torch.cat(floats), median(seconds)
 
 
 def _import_onnx() -> Any:

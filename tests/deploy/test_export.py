@@ -14,14 +14,18 @@ from PIL import Image
 
 import raydelta
 from raydelta import cli
+from raydelta.compute.device import Place
 from raydelta.config import save_config
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.deploy import export
 from raydelta.deploy.card import find_rows
-from raydelta.deploy.network import read_network
+from raydelta.deploy.network import Chain, Deployed, build, read_network
+from raydelta.deploy.preprocessor import Preprocessor, choose_preprocessor
 from raydelta.errors import UserError
+from raydelta.networks.own_expert import OwnExpert
 from raydelta.results.evaluate import evaluate_job
-from raydelta.results.table import write_table
+from raydelta.results.table import recommended_row, write_table
+from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph
 
 
@@ -127,7 +131,7 @@ def test_what_disagrees_is_not_written(exported: Path) -> None:
             weight.mul_(-1.5)
     images = torch.from_numpy(photograph(32, 64))[None]
     with pytest.raises(UserError, match=r"model\.onnx gives the ids of the original .* nothing was written"):
-        export._check(model, exported, images)
+        export._check(export.Segmenting(model), export.MODEL, exported, images)
 
 
 def test_refusals(exported: Path, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +149,67 @@ def test_import_stays_light() -> None:
     code = "import sys, raydelta; assert not {'torch', 'ray'} & sys.modules.keys(); raydelta.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "module 'raydelta' has no attribute 'nothing'" in done.stderr
+
+
+@pytest.fixture(scope="module", params=["translator", "colours matched"])
+def preprocessor(
+    request: pytest.FixtureRequest, trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A job and the folder of what goes in front of its expert."""
+    out = tmp_path_factory.mktemp("preprocessor") / "front"
+    done = export.export(trained[request.param].directory, out, preprocessor=True)
+    return trained[request.param], out, done
+
+
+def test_a_preprocessor_gives_what_the_expert_sees_for_any_size(preprocessor: Any, trained: dict[str, Any]) -> None:
+    job, out, done = preprocessor
+    assert {path.name for path in out.iterdir()} == {"preprocessor.onnx", "preprocessor.pt2", "README.md"}
+    assert {check.model for check in done.checks} == {"preprocessor.onnx", "preprocessor.pt2"}
+    session = onnxruntime.InferenceSession(out / "preprocessor.onnx")
+    program = torch.export.load(out / "preprocessor.pt2").module()
+    model, expert = read_network(job.directory), build(trained["expert"])
+    for count, height, width in [(1, 32, 64), (2, 50, 33), (1, 300, 9)]:
+        images = torch.from_numpy(np.stack([photograph(height, width, seed) for seed in range(count)]))
+        with torch.inference_mode():
+            prepared = model.prepare(images)
+            translated = load_model(job, Place(torch.device("cpu"))).translate(prepared)
+            logits = model.networks(prepared)
+        found = [program(images), [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]]
+        for rgb, normalised in found:
+            assert rgb.dtype == torch.uint8
+            torch.testing.assert_close(normalised, translated, atol=1e-3, rtol=0)
+            assert (rgb.permute(0, 3, 1, 2) - (translated + 1) * 127.5).abs().max() < 0.75
+            with torch.inference_mode():
+                torch.testing.assert_close(expert.networks(normalised), logits, atol=1e-2, rtol=1e-2)
+    card = (out / "README.md").read_text()
+    assert "rgb, normalised = session.run" in card and "| preprocessor.onnx | 64×32 |" in card
+
+
+def test_a_preprocessor_is_normalised_as_the_users_expert_expects(trained: dict[str, Any]) -> None:
+    model = build(trained["translator"])
+    (chain,) = model.chains
+    own = OwnExpert(chain.segmenter, (0.1, 0.2, 0.3), (0.5, 0.25, 0.2), [[0]])
+    images = torch.from_numpy(photograph(32, 64))[None]
+    with torch.inference_mode():
+        _, plain = Preprocessor(model)(images)
+        _, normalised = Preprocessor(Deployed(model.config, [Chain(own, chain.generator)]))(images)
+    scales = torch.tensor([0.5, 0.25, 0.2]).view(3, 1, 1)
+    torch.testing.assert_close(normalised * scales + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), plain / 2 + 0.5)
+
+
+def test_a_row_with_nothing_in_front_has_no_preprocessor(trained: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"joint training has nothing in front of its segmenter; rows that have are guided"
+    ):
+        export.export(trained["joint training"].directory, tmp_path / "out", preprocessor=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_row_named_a_sweep_gives_its_guided_preprocessor(trained: dict[str, Any], tmp_path: Path) -> None:
+    sweep = trained["translator"].directory.parent / "tune-fronts"
+    sweep.mkdir()
+    save_config(trained["translator"].config, sweep / "best.yaml")
+    write_table(sweep, evaluate_job("joint training", trained["joint training"]))
+    assert recommended_row(sweep) == "joint training"
+    assert choose_preprocessor(sweep).directory == trained["translator"].directory
+    assert choose_preprocessor(sweep, "colours-matched").directory == trained["colours matched"].directory
