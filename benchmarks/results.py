@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from raydelta.results.differences import format_difference
 from raydelta.results.table import Summary
 
 BEGIN, END = "<!-- results: {} -->", "<!-- end of results -->"
@@ -32,7 +33,10 @@ def main() -> None:
 
 
 def format_markdown(path: Path) -> str:
-    """A row per method: test mIoU and the difference to joint training at each label budget, unseen sequence, cost."""
+    """A row per method: test mIoU and the difference to joint training at each label budget, unseen sequence, cost.
+
+    Differences are paired by seed, with their 95 % interval.
+    """
     parts = [Summary(**part) for part in json.loads(path.read_text())["summary"]]
     whole = {(part.method, part.labels_train): part for part in parts if part.split == "test"}
     unseen = {(part.method, part.labels_train): part for part in parts if part.split.startswith("test ")}
@@ -65,8 +69,7 @@ def _figure(part: Summary | None) -> str:
 def _difference(part: Summary | None) -> str:
     if part is None or "joint training" not in part.against:
         return ""
-    mean, deviation = part.against["joint training"]
-    return f"{mean:+.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
+    return format_difference(*part.against["joint training"], part.seeds)
 
 
 if __name__ == "__main__":

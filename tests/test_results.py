@@ -41,7 +41,8 @@ def test_a_table_becomes_markdown(tmp_path: Path) -> None:
     lines = format_markdown(table(tmp_path)).splitlines()
     assert lines[0].startswith("| method | none, or as named | 4 labels | against joint | 8 labels | against joint |")
     assert lines[2] == "| synthetic only | 20.0 |  |  |  |  |  | 0.25 |"
-    assert lines[4] == "| student |  | 33.0 ± 2.8 | +2.0 ± 1.4 | 33.0 ± 2.8 | +2.0 ± 1.4 | 40.0 ± 0.0 | 0.25 |"
+    lead = "+2.0 [-10.7, +14.7]"
+    assert lines[4] == f"| student |  | 33.0 ± 2.8 | {lead} | 33.0 ± 2.8 | {lead} | 40.0 ± 0.0 | 0.25 |"
     assert lines[5] == "| oracle (90 labels) | 50.0 ± 0.0 |  |  |  |  |  | 0.25 |"
 
 

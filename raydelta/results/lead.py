@@ -6,28 +6,33 @@ from pathlib import Path
 
 from raydelta.data.simulator.dataset import STAND_IN
 from raydelta.recipes import METHODS, RECIPES, short_name
+from raydelta.results.differences import lead_of
 from raydelta.results.page import Page
 from raydelta.results.recommend import ORACLE, Recommendation, Recommended
 from raydelta.results.row import Row
 from raydelta.results.table import Summary
 
+JOINT = "joint training"
 ZERO = 0.5
 """IoU in percent below which a class counts as not recognised."""
 
 
-def add_lead(page: Page, found: Recommendation, shown: Sequence[Summary], tested: Sequence[Row]) -> None:
+def add_lead(
+    page: Page, found: Recommendation, shown: Sequence[Summary], tested: Sequence[Row], unseen: Sequence[Summary] = ()
+) -> None:
     """Recommendation, tiles and cautions.
 
     Args:
         shown: the lines of the table on the main split.
         tested: its rows.
+        unseen: the lines of the table on sequences that training has no image of.
     """
     best = found.overall
     if best is None:
         page.lead.append(f"No row is recommended: {found.reason}.")
     else:
         part = _summary_of(best, shown)
-        page.lead.append(_sentence(best, part))
+        page.lead.append(_sentence(best, part, _summary_of(best, unseen)))
         if not _translates(best.method) and any(_translates(part.method) for part in shown):
             page.lead.append("Translation brings nothing here that the validation labels can tell.")
         for answer, premise in (
@@ -37,6 +42,8 @@ def add_lead(page: Page, found: Recommendation, shown: Sequence[Summary], tested
             page.answers.append((premise, answer.sentence if answer is not None else "no row of the table"))
         page.facts += _tiles(best, part)
     page.cautions += _cautions(shown, tested)
+    carried = (_carried(each, shown, tested) for each in (found.frozen, found.retrained))
+    page.cautions += [text for text in carried if text]
 
 
 def add_next(page: Page, run: Path, method: str | None) -> None:
@@ -54,12 +61,29 @@ def add_next(page: Page, run: Path, method: str | None) -> None:
     page.next = [(what, shlex.join(["raydelta", *command])) for what, command in steps]
 
 
-def _sentence(best: Recommended, part: Summary | None) -> str:
+def _carried(best: Recommended | None, shown: Sequence[Summary], tested: Sequence[Row]) -> str:
+    """A caution where one class carries more than half of a recommended row's lead over joint training."""
+    own = _summary_of(best, shown) if best is not None else None
+    if own is None or own.method == JOINT:
+        return ""
+    joint = [part for part in shown if (part.method, part.labels_train) == (JOINT, own.labels_train)]
+    lead = lead_of(own.of(tested), joint[0].of(tested)) if joint else None
+    if lead is None or lead.whole <= 0 or lead.without_best > lead.whole / 2:
+        return ""
+    return (
+        f"One class carries the lead of {own.method} over {JOINT}: {lead.whole:+.1f} points, without {lead.best} "
+        f"{lead.without_best:+.1f}."
+    )
+
+
+def _sentence(best: Recommended, part: Summary | None, unseen: Summary | None) -> str:
     labels = f" with {best.labels_train} labels" if best.labels_train else ""
     text = f"Use {best.method}{labels}: {best.shown} mIoU on the validation labels"
     if part is not None:
         text += f", {part.shown} % on the test photographs"
         text += f", {part.oracle_share:.0f} % of the oracle's" if part.oracle_share is not None else ""
+    if unseen is not None:
+        text += f"; {unseen.shown} % on those of sequences that training has not seen"
     if best.ties:
         text += f". The validation labels cannot tell it from {_list(best.ties)}"
         text += "; it is the cheapest of them"

@@ -97,6 +97,7 @@ class Page:
     chosen_training: str = ""  # its id
     training_table: Grid | None = None
     class_table: Grid | None = None
+    class_leads: Grid | None = None
     gallery: Gallery | None = None
     next: list[tuple[str, str]] = field(default_factory=list)  # what for, command
     commands: list[tuple[str, str]] = field(default_factory=list)

@@ -10,6 +10,7 @@ from raydelta.progress import clock
 from raydelta.recipes import family_of
 from raydelta.results import charts
 from raydelta.results.charts import REFERENCE, label_of, short
+from raydelta.results.differences import Lead, format_difference, lead_of
 from raydelta.results.importance import rank_knobs, varied_knobs
 from raydelta.results.label_curve import advise
 from raydelta.results.lead import add_lead, format_time
@@ -43,7 +44,8 @@ def add_table(page: Page, rows: Sequence[Row]) -> None:
     for split in dict.fromkeys((main, *splits)):
         page.tables.append(_table([part for part in summaries if part.images_of == split], rows, found))
     page.charts["methods-chart"] = charts.methods_chart(shown, tested)
-    add_lead(page, found, shown, tested)
+    unseen = [part for part in summaries if part.domain == "real" and part.split.startswith(f"{main} ")]
+    add_lead(page, found, shown, tested, unseen)
     _add_methods(page, found, shown, tested)
     _add_advice(page, shown, tested)
     _add_classes(page, shown, tested)
@@ -195,7 +197,7 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], found: Recommendat
         cells += [spread_of([row.means[name] for row in group]) for name in means]
         if joint:
             against = part.against.get(REFERENCE)
-            cells.append("" if against is None else _difference(*against))
+            cells.append("" if against is None else format_difference(*against, part.seeds))
         if oracle:
             cells.append("" if part.oracle_share is None else f"{part.oracle_share:.0f} %")
         if scored:
@@ -204,7 +206,8 @@ def _table(summaries: Sequence[Summary], rows: Sequence[Row], found: Recommendat
         mark = "best" if chosen else "reference" if part.method == REFERENCE else ""
         lines.append(Line([*cells, format_time(part.device_hours)], mark, group_of(part.method)))
     columns = ["method", "mIoU %", "labels + validation", "seeds", *means]
-    columns += ["against joint training"] * joint + ["of the oracle"] * oracle + ["validation mIoU %"] * scored
+    columns += ["against joint training [95 % interval]"] * joint
+    columns += ["of the oracle"] * oracle + ["validation mIoU %"] * scored
     first, note = summaries[0].of(rows)[0], pretrained_note(rows)
     return Grid(
         caption=f"Split {first.images_of}, {first.images} images: mean and standard deviation over the seeds"
@@ -257,10 +260,32 @@ def _add_classes(page: Page, shown: Sequence[Summary], tested: Sequence[Row]) ->
         columns=["method", *classes],
         lines=[Line([name, *(_number(iou) for _, iou, _ in line)]) for name, line in found.items()],
     )
+    leads = {label_of(part): lead for part in shown if (lead := _lead(part, shown, tested)) is not None}
+    if leads:
+        page.class_leads = Grid(
+            caption="Lead over joint training with as many labels in points of IoU, paired by seed",
+            columns=["method", "all classes", "without the best class", *classes],
+            lines=[
+                Line([name, *map(_signed, (lead.whole, lead.without_best, *map(lead.classes.get, classes)))])
+                for name, lead in leads.items()
+            ],
+        )
     confusions = {label_of(part): _sum(part.of(tested)) for part in shown}
     known = {name: matrix for name, matrix in confusions.items() if matrix}
     if known:
         page.charts["confusion-chart"] = charts.confusion_chart(known, classes)
+
+
+def _lead(part: Summary, shown: Sequence[Summary], tested: Sequence[Row]) -> Lead | None:
+    """The lead of a line of the table over joint training with as many labels."""
+    if part.method in (REFERENCE, ORACLE):
+        return None
+    joint = [other for other in shown if other.method == REFERENCE and other.labels_train == part.labels_train]
+    return lead_of(part.of(tested), joint[0].of(tested)) if joint else None
+
+
+def _signed(points: float | None) -> str:
+    return "–" if points is None else f"{points:+.1f}"
 
 
 def _confusions(group: Sequence[Row]) -> list[str]:
@@ -301,10 +326,6 @@ def _settings(trial: Trial) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
-
-
-def _difference(points: float, deviation: float | None) -> str:
-    return f"{points:+.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
 def _phase(name: str) -> str:

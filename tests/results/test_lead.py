@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,36 @@ def test_the_next_commands_quote_paths_and_name_the_row() -> None:
 @pytest.mark.parametrize(("hours", "shown"), [(0.01, "36 s"), (0.2, "12 min"), (1.5, "90 min"), (3.44, "3.4 h")])
 def test_small_times_are_in_minutes(hours: float, shown: str) -> None:
     assert format_time(hours) == shown
+
+
+def test_a_lead_that_one_class_carries_is_named() -> None:
+    rows = make_rows(budgets=(14,))
+    joint = {row.seed: row.per_class for row in rows if row.method == "joint training"}
+    for row in rows:
+        if row.method == "guided":
+            row.per_class.update(joint[row.seed])
+            row.per_class["sidewalk"] = (joint[row.seed]["sidewalk"] or 0) + 22.0
+    page = page_of(rows)
+    assert (
+        "One class carries the lead of guided over joint training: +2.0 points, without sidewalk +0.0." in page.cautions
+    )
+    assert page.class_leads is not None
+    line = next(line.cells for line in page.class_leads.lines if line.cells[0].startswith("guided"))
+    assert line[1:3] == ["+2.0", "+0.0"]
+    assert dict(zip(page.class_leads.columns, line, strict=True))["sidewalk"] == "+22.0"
+    even = page_of(make_rows(budgets=(14,)))
+    assert not any("One class carries" in caution for caution in even.cautions)
+
+
+def test_the_head_says_what_holds_on_unseen_sequences() -> None:
+    rows = make_rows(budgets=(14,))
+    unseen = [row.model_copy(update={"split": "test drive 7", "miou": 12.5}) for row in rows]
+    assert "; 12.5 ± 0.0 % on those of sequences that training has not seen" in page_of([*rows, *unseen]).lead[0]
+    assert "has not seen" not in page_of(rows).lead[0]
+
+
+def test_the_reports_differences_have_a_95_percent_interval() -> None:
+    table = page_of(make_rows(budgets=(14,))).tables[0]
+    place = table.columns.index("against joint training [95 % interval]")
+    shown = {line.cells[0]: line.cells[place] for line in table.lines}
+    assert re.fullmatch(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", shown["fine-tuned"])
