@@ -25,6 +25,7 @@ from raydelta.errors import UserError
 from raydelta.networks.own_expert import OwnExpert
 from raydelta.results.evaluate import evaluate_job
 from raydelta.results.table import recommended_row, write_table
+from raydelta.training.job import record_methods
 from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph
 
@@ -209,6 +210,7 @@ def test_without_a_row_named_a_sweep_gives_its_guided_preprocessor(trained: dict
     sweep = trained["translator"].directory.parent / "tune-fronts"
     sweep.mkdir()
     save_config(trained["translator"].config, sweep / "best.yaml")
+    record_methods(sweep, trained["translator"].config, sweep.parent)
     write_table(sweep, evaluate_job("joint training", trained["joint training"]))
     assert recommended_row(sweep) == "joint training"
     assert choose_preprocessor(sweep).directory == trained["translator"].directory
