@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raydelta.data.augment import to_uint8
+from raydelta.data.pixels import to_uint8
 from raydelta.deploy.network import Chain, Deployed, choose_job, prepare
 from raydelta.errors import UserError
 from raydelta.networks.own_expert import OwnExpert

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raydelta.compute.device import Place
-from raydelta.data.augment import Batch
+from raydelta.data.pixels import Batch
 from raydelta.networks.colours import DOMAINS, Colours
 from raydelta.training.supervised import build_predictor
 
