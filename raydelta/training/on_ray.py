@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from raydelta.compute.capacity import capacity
-from raydelta.compute.cluster import node_leaves
 from raydelta.compute.device import find_place
 from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
-from raydelta.data.streams import Images, Rows, TrainingSet, is_streamed, share_cpus
+from raydelta.data.streams import Images, TrainingSet, is_streamed, share_cpus
 from raydelta.errors import TrainingError, UserError
 from raydelta.storage import exclusive, patiently
 from raydelta.training.assemble import open_large_sets
@@ -28,13 +27,33 @@ from raydelta.training.checkpoint import KEPT, find_whole
 from raydelta.training.job import Job
 from raydelta.training.run import record_report, run_loop, take_over, train_alone, working_directory
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 MAX_FAILURES = 2  # processes of one training that may die
+
+Shared: TypeAlias = "TrainingSet | ObjectRef"
+"""A training set for any process of the cluster: images in the object store, or rows that Ray Data streams."""
+
+
+def share(large: Mapping[str, TrainingSet]) -> dict[str, Shared]:
+    """The sets with the images of each in the object store, once for all trainings that are given them."""
+    import ray
+
+    return {name: ray.put(images) if isinstance(images, Images) else images for name, images in large.items()}
+
+
+def fetch(large: Mapping[str, Shared]) -> dict[str, TrainingSet]:
+    """The sets behind ``share``, in this process. Images stay in the object store's memory."""
+    import ray
+
+    return {name: ray.get(each) if isinstance(each, ray.ObjectRef) else each for name, each in large.items()}
 
 
 def train_on_ray(
     job: Job,
     on_report: Callable[[dict[str, Any]], None] = lambda metrics: None,
-    large: Mapping[str, TrainingSet] | None = None,
+    large: Mapping[str, Shared] | None = None,
     resources: Mapping[str, float] | None = None,
 ) -> None:
     """Train a job on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
@@ -43,7 +62,7 @@ def train_on_ray(
     checkpoint; a rerun after a killed driver too. While another process trains the same job, wait for its result.
 
     Args:
-        large: the large sets, if they are open already.
+        large: the large sets, if they are open and shared already.
         resources: what each worker reserves; a CPU, and a GPU where there are some, if None.
 
     Raises:
@@ -60,19 +79,19 @@ def train_on_ray(
     working.mkdir(parents=True, exist_ok=True)
     progress = working / "progress.jsonl"
     progress.unlink(missing_ok=True)
-    held, streamed = _split_sets(open_large_sets(job) if large is None else large)
+    opened = share(open_large_sets(job)) if large is None else large
+    streamed = _streamed(opened)
     # Ray Data could never start if the workers reserved every CPU.
     resources = dict(resources or {"CPU": 0.5 if streamed and not gpus else 1})
     resources.pop("GPU", None)
     if streamed and large is None:
         share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - resources["CPU"] * workers)
-    references = {name: ray.put(images) for name, images in held.items()}
     if workers == 1:
         settings = {"num_cpus": resources["CPU"], "num_gpus": gpus, "max_retries": MAX_FAILURES}
         task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
-        work = partial(_get, task.remote(job, references, streamed, progress))
+        work = partial(_get, task.remote(job, opened, progress))
     else:
-        work = partial(_fit, job, _trainer(job, references, streamed, workers, gpus, resources, progress))
+        work = partial(_fit, job, _trainer(job, opened, workers, gpus, resources, progress))
     _run_beside(work, _follow(progress, on_report))
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
@@ -92,10 +111,8 @@ def _get(reference: Any) -> Any:
     return ray.get(reference)
 
 
-def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Rows], progress: Path) -> None:
+def _task(job: Job, large: Mapping[str, Shared], progress: Path) -> None:
     """A training on one device. Ray starts it again when its process dies."""
-    import ray
-
     torch.set_num_threads(1)
 
     def on_report(metrics: dict[str, Any]) -> None:
@@ -103,16 +120,14 @@ def _task(job: Job, references: Mapping[str, Any], streamed: Mapping[str, Rows],
         with contextlib.suppress(OSError), progress.open("a") as file:  # a line of progress is not worth a run
             file.write(json.dumps(metrics) + "\n")
 
-    large = {name: ray.get(reference) for name, reference in references.items()}
     with exclusive(job.directory):
         if not job.done:
-            train_alone(job, {**large, **streamed}, on_report)
+            train_alone(job, fetch(large), on_report)
 
 
 def _trainer(
     job: Job,
-    references: Mapping[str, Any],
-    streamed: Mapping[str, Rows],
+    large: Mapping[str, Shared],
     workers: int,
     gpus: float,
     resources: dict[str, float],
@@ -122,10 +137,12 @@ def _trainer(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    streamed = _streamed(large)
+    held = {name: each for name, each in large.items() if name not in streamed}
     return TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job, "held": references},
-        datasets=dict(streamed) or None,
+        train_loop_config={"job": job, "held": held},
+        datasets=streamed or None,
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources | ({"GPU": gpus} if gpus else {})
         ),
@@ -184,7 +201,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
     )
     if device.type == "cpu":
         torch.set_num_threads(1)
-    large = {name: ray.get(reference) for name, reference in settings["held"].items()}
+    large = fetch(settings["held"])
     large |= {name: ray.train.get_dataset_shard(name) for name in job.large_sets if name not in large}
 
     leaving, under_way = False, Path()
@@ -206,7 +223,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
             checkpoint=ray.train.Checkpoint.from_directory(str(checkpoint)) if checkpoint else None,
             checkpoint_upload_mode=mode,
         )
-        leaving = bool(place.total(torch.tensor(float(node_leaves()), device=place.device)))
+        leaving = ray.train.get_preemption_info() is not None  # the same on every rank
         return leaving
 
     try:
@@ -229,10 +246,11 @@ def _last_of_run(rank: int) -> Path | None:
     return broadcast_from_rank_zero(find_whole(sorted(earlier, reverse=True)) if rank == 0 else None)
 
 
-def _split_sets(large: Mapping[str, TrainingSet]) -> tuple[dict[str, Images], dict[str, Rows]]:
-    """The sets in memory, and those that are streamed."""
-    held = {name: images for name, images in large.items() if isinstance(images, Images)}
-    return held, {name: rows for name, rows in large.items() if is_streamed(rows)}
+def _streamed(large: Mapping[str, Shared]) -> dict[str, Any]:
+    """The Ray Data sets among them."""
+    import ray
+
+    return {name: each for name, each in large.items() if not isinstance(each, ray.ObjectRef) and is_streamed(each)}
 
 
 def _progress_callback(path: Path) -> Any:

@@ -25,7 +25,6 @@ from raydelta.compute.cluster import Cluster
 from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
 from raydelta.config import Config, override
-from raydelta.data.streams import TrainingSet
 from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.results.sweep import Trial
@@ -33,15 +32,15 @@ from raydelta.search_space import Space
 from raydelta.storage import FileLock, exclusive, fingerprint, write_atomically
 from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, make_job, read_stage
-from raydelta.training.on_ray import train_on_ray
+from raydelta.training.on_ray import Shared, fetch, train_on_ray
 from raydelta.training.run import train_alone, working_directory
 from raydelta.tuning.callbacks import prune_trials, show_progress, tell_trackers
 from raydelta.tuning.halving import expect_steps, make_milestones, make_scheduler
 
-DRIVER = {"node:__internal_head__": 0.001}
-"""What a trial reserves that only drives its workers: next to nothing, on the head node. Any share of a CPU would keep
-the last worker from starting where workers need all CPUs."""
-
+DRIVER = {"memory": float(2**30)}
+"""What a trial reserves that only drives its workers: the memory of its two processes (torch and Ray Train), so that
+many of them spread over the nodes. Any share of a CPU would keep the last worker from starting where workers need all
+CPUs."""
 
 PAUSED = 5.0
 """Seconds after which a trial that waits in a report counts as paused: then another one may go on with its training."""
@@ -95,7 +94,7 @@ class Trainer:
     config: Config
     expert: Path
     runs: Path
-    large: dict[str, TrainingSet]
+    large: dict[str, Shared]
     resources: dict[str, float]
     concurrent: int  # trials at once; 0: as many as fit, on nodes that join later too
     space: Space
@@ -220,7 +219,7 @@ class Trainer:
         fixed: dict[str, Any] = {"base": self.config, "expert": self.expert, "runs": self.runs}
         made = partial(job_of, **fixed)
         # A trial of several workers only drives them, and they reserve for themselves.
-        reserved = self.resources if self.space.resources.workers == 1 else DRIVER
+        reserved = tune.PlacementGroupFactory([self.resources if self.space.resources.workers == 1 else DRIVER])
         trainable = tune.with_resources(
             tune.with_parameters(_trial, **fixed, large=self.large, resources=self.resources),
             reserved,
@@ -275,7 +274,7 @@ def _trial(
     base: Config,
     expert: Path,
     runs: Path,
-    large: dict[str, TrainingSet],
+    large: dict[str, Shared],
     resources: dict[str, float],
 ) -> None:
     """The trainable of the sweep (kind and overrides) and of the comparison (a whole job)."""
@@ -303,7 +302,7 @@ def last_line(error: BaseException) -> str:
     return str(cause).strip().splitlines()[-1]
 
 
-def tune_trial(job: Job, large: Mapping[str, TrainingSet], resources: Mapping[str, float]) -> None:
+def tune_trial(job: Job, large: Mapping[str, Shared], resources: Mapping[str, float]) -> None:
     """Inside a Tune function: train a job on one device, or on several workers through Ray Train, and report.
 
     What it reported before, if it was trained in part or in whole, it reports again: whoever decides which trials train
@@ -350,7 +349,7 @@ def tune_trial(job: Job, large: Mapping[str, TrainingSet], resources: Mapping[st
                 write_atomically(owner, own)
                 if not _report_again(job, report):
                     # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
-                    train_alone(job, large, report)
+                    train_alone(job, fetch(large), report)
                 shutil.rmtree(working_directory(job), ignore_errors=True)
                 return
     finally:

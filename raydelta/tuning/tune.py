@@ -28,6 +28,7 @@ from raydelta.search_space import Space, open_space, within_labels
 from raydelta.selection.replay import draw_choices, replay
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.job import Job, make_job, record_methods
+from raydelta.training.on_ray import share
 from raydelta.tuning import trackers
 from raydelta.tuning.best import write_best
 from raydelta.tuning.callbacks import tell_results
@@ -177,9 +178,9 @@ def _plan(task: _Task, expert: Job) -> _Plan:
         resources["CPU"] = resources["CPU"] / 2
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
     elif space.resources.workers == 1 and space.algorithm == "random":
-        # Not drivers of several workers, which take no place, nor what Optuna draws, which has to know the last ones.
+        # Not drivers of several workers, which reserve no CPU, nor what Optuna draws, which has to know the last ones.
         concurrent = space.concurrent or 0
-    train = Trainer(config, expert.directory, task.runs, large, resources, concurrent, space, directory.name)
+    train = Trainer(config, expert.directory, task.runs, share(large), resources, concurrent, space, directory.name)
     record_sweep(directory, sweep)
     return _Plan(space, config, directory, expert, train, resources.get("GPU", float(cluster.gpus > 0)))
 

@@ -1,19 +1,24 @@
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from raydelta.compute.cluster import Cluster
 from raydelta.config import override
+from raydelta.data.streams import Images
 from raydelta.errors import UserError
 from raydelta.search_space import Space
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.job import make_job
+from raydelta.training.on_ray import share
 from raydelta.tuning import trials
-from raydelta.tuning.trials import last_line, optuna_pace, trial_resources
+from raydelta.tuning.trials import Trainer, last_line, optuna_pace, trial_resources
 
 
 def test_resources_say_what_is_missing() -> None:
@@ -86,3 +91,28 @@ def test_a_paused_trial_does_not_keep_others_from_its_training(
     assert steps["paused"] == [1, 2, 3, 4], "it takes the result"
     assert job.done
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_trials_of_several_workers_share_one_copy_of_the_sets(
+    ray_session: None, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    def stored() -> int:
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        return int(get_memory_info_reply(state).store_stats.cumulative_created_bytes)
+
+    def enlarge(images: Images) -> Images:
+        """64 times as many, so that nothing else in the object store counts."""
+        labels = None if images.labels is None else np.concatenate([images.labels] * 64)
+        return replace(images, ids=images.ids * 64, pixels=np.concatenate([images.pixels] * 64), labels=labels)
+
+    base = override(trained["expert"].config, {"compute.workers": 2, "translator.steps": 2})
+    expert = trained["expert"].directory
+    jobs = [make_job("translator", override(base, {"cycle.real": weight}), tmp_path, expert) for weight in (1, 2)]
+    large = {name: enlarge(images) for name, images in open_large_sets(jobs[0]).items() if isinstance(images, Images)}
+    size = sum(images.pixels.nbytes for images in large.values())
+    before = stored()
+    space = Space(resources={"workers": 2, "gpus": 0})  # type: ignore[arg-type]
+    trainer = Trainer(base, expert, tmp_path, share(large), {"CPU": 1, "GPU": 0.0}, 1, space, "sweep")
+    trainer.finish(jobs)
+    assert all(job.done for job in jobs)
+    assert size <= stored() - before < 1.6 * size
