@@ -129,7 +129,7 @@ class Space(Section):
 
     config: dict[str, Any] = Field(default={})  # fixed fields, dotted, under all trials and the expert
     search: dict[str, Dimension] = Field(default={})  # nothing: no sweep, straight to the table
-    algorithm: Literal["random", "optuna"] = "random"
+    algorithm: Literal["random", "optuna", "hyperopt"] = "random"  # who draws the trials
     scheduler: Literal["halving", "asha", "none"] = "halving"  # asha, Ray Tune's: trials never wait for others
     grace: Share = 0.25  # share of the steps that every trial may run before it is stopped
     reduction: Annotated[int, Field(ge=2)] = 3  # of so many, one goes on
@@ -156,11 +156,12 @@ class Space(Section):
                     f"search.{key}: trials share one expert and one validation set, so a space may search "
                     f"{', '.join(SEARCHABLE)}; set {key} under config: instead, seeds under table.seeds"
                 )
-            if dimension.grid is not None and self.algorithm == "optuna":
-                raise ValueError(f"search.{key}: Optuna takes choice, not grid")
-        if self.algorithm == "optuna" and self.scheduler == "halving":
+            if dimension.grid is not None and self.algorithm != "random":
+                raise ValueError(f"search.{key}: {self.algorithm.title()} takes choice, not grid")
+        if self.algorithm != "random" and self.scheduler == "halving":
             raise ValueError(
-                "scheduler: halving begins all trials before one ends, and Optuna learns from ended ones; take asha"
+                f"scheduler: halving begins all trials before one ends, and {self.algorithm.title()} learns from ended "
+                "ones; take asha"
             )
         return self
 

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from raydelta.training.on_ray import Shared, fetch, train_on_ray
 from raydelta.training.run import train_alone, working_directory
 from raydelta.tuning.callbacks import prune_trials, show_progress, tell_trackers
 from raydelta.tuning.halving import expect_steps, make_milestones, make_scheduler
+from raydelta.tuning.searchers import make_searcher
 
 DRIVER = {"memory": float(2**30)}
 """What a trial reserves that only drives its workers: the memory of its two processes (torch and Ray Train), so that
@@ -74,19 +74,6 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
     return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
 
 
-def optuna_pace(space: Space, fits: int) -> tuple[int, int]:
-    """How many trials Optuna draws at random before it learns, and how many it runs at once.
-
-    What runs at once has not learned from each other: on a large cluster Optuna would else draw every trial before the
-    first result.
-
-    Args:
-        fits: trials that the cluster runs at once; ``space.concurrent`` counts before it.
-    """
-    start = max(2, space.trials // 4)
-    return start, fits if space.concurrent else max(1, min(fits, start))
-
-
 @dataclass(frozen=True)
 class Trainer:
     """Everything that is trained after the expert goes through Ray Tune here."""
@@ -104,8 +91,6 @@ class Trainer:
         """Run the trials of the space: Ray Tune's ResultGrid."""
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-        from ray.tune.search import ConcurrencyLimiter
-        from ray.tune.search.basic_variant import BasicVariantGenerator
 
         space, steps, every = self.space, self.config.translator.steps, self.config.compute.checkpoint_every
         search = {key: dimension.sampler() for key, dimension in space.search.items()}
@@ -124,23 +109,12 @@ class Trainer:
                 grace_period=max(1, int(space.grace * steps)),
                 reduction_factor=space.reduction,
             )
-        algorithm: Any = BasicVariantGenerator(max_concurrent=self.concurrent, random_state=self.config.seed)
-        if space.algorithm == "optuna":
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
-            start, concurrent = optuna_pace(space, self.concurrent)
-            drawn = f"{start} of {space.trials} trials at random before it learns, {concurrent} at once"
-            sys.stderr.write(f"sweep        Optuna draws {drawn}\n")
-            sampler = optuna.samplers.TPESampler(seed=self.config.seed, n_startup_trials=start)
-            algorithm = ConcurrencyLimiter(OptunaSearch(sampler=sampler), max_concurrent=concurrent)
         tune_config = tune.TuneConfig(
             metric="miou",
             mode="max",
             num_samples=space.trials,
             scheduler=scheduler,
-            search_alg=algorithm,
+            search_alg=make_searcher(space, self.config.seed, self.concurrent),
             # An actor that is reused would let Ray Train go on for a trial that was stopped.
             reuse_actors=space.resources.workers == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,

@@ -32,6 +32,7 @@ from raydelta.training.on_ray import share
 from raydelta.tuning import trackers
 from raydelta.tuning.best import write_best
 from raydelta.tuning.callbacks import tell_results
+from raydelta.tuning.searchers import check_searcher
 from raydelta.tuning.single import train_expert
 from raydelta.tuning.start import Announce, export_own_code, start
 from raydelta.tuning.trials import Trainer, trial_resources
@@ -130,6 +131,7 @@ def _open(
     name: str, overrides: Sequence[str], preset: str | None, config_file: Path | None, runs: Path, announce: Announce
 ) -> _Task:
     space, fields = open_space(name, overrides)
+    check_searcher(space)
     fields = export_own_code(fields, runs)
     for key in set(fields) & set(space.search):
         raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")
@@ -178,7 +180,7 @@ def _plan(task: _Task, expert: Job) -> _Plan:
         resources["CPU"] = resources["CPU"] / 2
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
     elif space.resources.workers == 1 and space.algorithm == "random":
-        # Not drivers of several workers, which reserve no CPU, nor what Optuna draws, which has to know the last ones.
+        # Not drivers of several workers, which reserve no CPU, nor what a searcher draws, which has to know the last ones.
         concurrent = space.concurrent or 0
     train = Trainer(config, expert.directory, task.runs, share(large), resources, concurrent, space, directory.name)
     record_sweep(directory, sweep)

@@ -18,7 +18,7 @@ from raydelta.training.assemble import open_large_sets
 from raydelta.training.job import make_job
 from raydelta.training.on_ray import share
 from raydelta.tuning import trials
-from raydelta.tuning.trials import Trainer, last_line, optuna_pace, trial_resources
+from raydelta.tuning.trials import Trainer, last_line, trial_resources
 
 
 def test_resources_say_what_is_missing() -> None:
@@ -40,14 +40,6 @@ def test_a_worker_that_fits_no_node_is_refused() -> None:
     for resources in ({"cpus": 8}, {"cpus": 9, "gpus": 0}):
         with pytest.raises(UserError, match=r"on one node, and no node has that many"):
             trial_resources(Space(resources=resources), cluster)  # type: ignore[arg-type]
-
-
-def test_optuna_learns_from_results_however_large_the_cluster_is() -> None:
-    space = Space(algorithm="optuna", scheduler="asha", trials=64)
-    assert optuna_pace(space, 64) == (16, 16)
-    assert optuna_pace(space, 4) == (16, 4)
-    assert optuna_pace(space.model_copy(update={"trials": 2}), 64) == (2, 2)
-    assert optuna_pace(space.model_copy(update={"concurrent": 40}), 40) == (16, 40), "what the user wants"
 
 
 def test_a_trial_that_ray_has_killed_for_its_memory_says_so() -> None:
