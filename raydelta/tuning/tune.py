@@ -180,7 +180,7 @@ def _plan(task: _Task, expert: Job) -> _Plan:
         resources["CPU"] = resources["CPU"] / 2
         share_cpus(streamed * concurrent, cluster.cpus - resources["CPU"] * space.resources.workers * concurrent)
     elif space.resources.workers == 1 and space.algorithm == "random":
-        # Not drivers of several workers, which reserve no CPU, nor what a searcher draws, which has to know the last ones.
+        # Not drivers of several workers, which reserve no CPU, nor what a searcher draws, which has to know the last.
         concurrent = space.concurrent or 0
     train = Trainer(config, expert.directory, task.runs, share(large), resources, concurrent, space, directory.name)
     record_sweep(directory, sweep)
