@@ -1,5 +1,6 @@
 """A finished training in use: predict, export, select."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +82,7 @@ def select(
     if free:
         print(f"no cost      {free} of them have a label in the data set already, which the run has not used")
     if free < len({choice.id for choice in chosen.choices}):
-        print(f"labels back  raydelta data import-labels {chosen.directory} EXPORT NEW_DATA_SET")
+        print(f"labels back  raydelta data import-labels {shlex.quote(str(chosen.directory))} EXPORT NEW_DATA_SET")
     print(f"then train   {chosen.command}")
 
 

@@ -22,7 +22,7 @@ from raydelta.data.shards import is_plain, read_rows
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import encode_jpeg
 from raydelta.errors import UserError
-from raydelta.selection.tools import Task, write_tasks
+from raydelta.selection.tools import IMAGES, STUDIO, Task, write_tasks
 from raydelta.storage import write_atomically
 from raydelta.training.job import Job, label_ids
 
@@ -63,7 +63,7 @@ def write_selection(
     rows = {row["id"]: row for row in stored}
     ids = list(dict.fromkeys(choice.id for choice in choices))
     cells = {name: tuple(choice.cell for choice in choices if choice.id == name) for name in ids} if grid else {}
-    tasks = []
+    tasks, contents = [], {}
     for name in ids:
         encoded, size = rows[name]["image"], (rows[name]["width"], rows[name]["height"])
         draft = np.asarray(Image.fromarray(predictions[name]).resize(size, Image.Resampling.NEAREST))
@@ -74,10 +74,13 @@ def write_selection(
             draft = np.where(wanted, draft, IGNORE).astype(np.uint8)
             encoded = _darken(encoded, wanted)
         tasks.append(Task(name, _file_name(name, encoded), boxes, draft))
-        target = directory / "images" / tasks[-1].file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encoded)
+        contents[tasks[-1].file] = encoded
+    _take_back(directory)
     write_tasks(tasks, job.taxonomy, job.directory.name, directory)
+    for file, content in contents.items():
+        target = directory / "images" / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
     write_atomically(directory / "labels.yaml", yaml.safe_dump(bought_then(job, choices, grid), sort_keys=False))
     price = price_of({name: predictions[name] for name in ids}, cells, grid or (1, 1))
     order = {
@@ -102,6 +105,19 @@ def write_selection(
         table.writerow([rank, choice.id, choice.sequence, *score, *box])
     write_atomically(directory / "selection.csv", text.getvalue())  # last: it stands for the whole
     return price
+
+
+def _take_back(directory: Path) -> None:
+    """Remove what an earlier selection there asked for, so that nobody labels an image that is not asked for now.
+
+    The order goes first: without it the rest counts as unfinished.
+    """
+    (directory / ORDER).unlink(missing_ok=True)
+    if not (directory / STUDIO).exists():
+        return
+    for file in (directory / IMAGES).read_text().splitlines():
+        if is_plain(file):
+            (directory / "images" / file).unlink(missing_ok=True)
 
 
 def _darken(encoded: bytes, wanted: NDArray[np.bool_]) -> bytes:

@@ -79,7 +79,13 @@ class Headroom(BaseModel):
     @property
     def noise(self) -> float:
         """Best less mean that so many trainings of one and the same set are expected to have."""
-        return _expected_maximum(len(self.mious)) * stdev(self.repeats)
+        return expected_maximum(len(self.mious)) * stdev(self.repeats)
+
+    @property
+    def left(self) -> float:
+        """Best less mean that is expected of the sets themselves: the variance of the seeds is taken out."""
+        variance = stdev(self.mious) ** 2 - stdev(self.repeats) ** 2
+        return expected_maximum(len(self.mious)) * math.sqrt(max(0.0, variance))
 
     @property
     def advice(self) -> str:
@@ -89,11 +95,11 @@ class Headroom(BaseModel):
                 f"Do not bother choosing: the best of {len(self.sets)} random sets is {self.gain:.1f} points above "
                 "their mean. Spread labels over time and drives (--strategy stride)."
             )
-        if self.gain < 2 * self.noise:
+        if self.left < WORTH:
             return (
                 f"Hard to say: the best set is {self.gain:.1f} points above the mean, but trainings of one set alone "
-                f"would give {self.noise:.1f}. Spread labels over time and drives (--strategy stride), or train "
-                "longer."
+                f"would give {self.noise:.1f}, which leaves about {self.left:.1f} to the choice. Spread labels over "
+                "time and drives (--strategy stride), or train longer."
             )
         return f"Choosing may pay: the best of {len(self.sets)} random sets is {self.gain:.1f} points above their mean."
 
@@ -286,6 +292,6 @@ def _evenness(counts: NDArray[np.integer]) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _expected_maximum(count: int) -> float:
+def expected_maximum(count: int) -> float:
     """Mean of the largest of so many standard normal values; Blom 1958."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raydelta.compute.cluster import ensure_ray
@@ -25,6 +26,7 @@ from raydelta.selection.files import Choice, training_arguments, training_comman
 from raydelta.selection.scoring import predict_pool, score_pool
 from raydelta.selection.sheet import draw_selection
 from raydelta.selection.strategies import find_strategy, rarity_weights
+from raydelta.training.assemble import load_labelled
 from raydelta.training.job import Job, find_job, label_ids
 
 WINDOW = 5
@@ -73,6 +75,8 @@ def select(
     directory = (out or job.directory / f"selection-{strategy}").resolve()
     shown = None if grid == (1, 1) else grid
     predictions = predict_pool(job, sorted({choice.id for choice in choices}))
+    if grid == (1, 1):
+        _warn_of_classes(job, predictions)
     price = write_selection(job, choices, shown, predictions, strategy, directory)
     draw_selection(job, choices, strategy, shown, weights, directory / "sheet.png")
     real = None if all(choice.labelled for choice in choices) else "SET_WITH_THE_NEW_LABELS"
@@ -133,6 +137,13 @@ def check_count(job: Job, count: int, grid: Grid) -> None:
     if grid != (1, 1) and ids is not None and ids.cells is not None and ids.cells.grid != grid:
         before = "x".join(map(str, ids.cells.grid))
         raise UserError(f"regions = {columns}x{rows}: the run has bought cells of a {before} grid; take the same one")
+    here = {sample.id for sample in list_ids(data.real, "train")}
+    gone = [name for names in label_ids(job) for name in names if name not in here]
+    if gone:
+        raise UserError(
+            f"{data.real}: {len(gone)} of the images that the run has labels of are not there any more: "
+            f"{', '.join(gone[:5])}; bring them back, or train on what is there before you choose"
+        )
     pool = len(list_pool(job, grid))
     if pool == 0:
         raise UserError(f"{data.real}: the run has used the label of every photograph to train on; add photographs")
@@ -144,6 +155,27 @@ def check_count(job: Job, count: int, grid: Grid) -> None:
     if grid != (1, 1) and count < job.classes:
         warnings.warn(
             f"count = {count} cells, but there are {job.classes} classes: most will have no label", stacklevel=3
+        )
+
+
+def _warn_of_classes(job: Job, predictions: Mapping[str, NDArray[np.uint8]]) -> None:
+    """Name the classes that no label will show, where there are fewer labels than classes.
+
+    Reads the labels that the run has bought, and of the others the present prediction.
+    """
+    bought, _ = load_labelled(job)
+    labels = len(predictions) + (len(bought) if bought is not None else 0)
+    if labels >= job.classes:
+        return
+    shown = {int(found) for mask in predictions.values() for found in np.unique(mask)}
+    if bought is not None and bought.labels is not None:
+        shown.update(np.unique(bought.labels).tolist())
+    missing = [name for number, name in enumerate(job.taxonomy.classes) if number not in shown]
+    if missing:
+        warnings.warn(
+            f"{labels} labels for {job.classes} classes: by the present prediction none of them shows "
+            f"{', '.join(missing)}. A class without a label is learned from synthetic images alone: choose more",
+            stacklevel=3,
         )
 
 

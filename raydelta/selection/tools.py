@@ -26,6 +26,8 @@ from raydelta.storage import write_atomically
 
 Mask = NDArray[np.uint8]
 
+IMAGES, STUDIO = "images.txt", "label-studio.json"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,12 +46,12 @@ def write_tasks(tasks: Sequence[Task], taxonomy: Taxonomy, model: str, directory
         model: what the drafts are by.
     """
     names = "".join(f"{task.file}\n" for task in tasks)
-    write_atomically(directory / "images.txt", names)
+    write_atomically(directory / IMAGES, names)
     write_atomically(directory / "manifest.jsonl", _cvat_manifest(tasks))
     write_atomically(directory / "cvat-labels.json", json.dumps(_cvat_labels(taxonomy), indent=1) + "\n")
     write_atomically(directory / "cvat-drafts.zip", _cvat_drafts(tasks, taxonomy))
     studio = [_studio_task(task, taxonomy, model) for task in tasks]
-    write_atomically(directory / "label-studio.json", json.dumps(studio) + "\n")
+    write_atomically(directory / STUDIO, json.dumps(studio) + "\n")
     write_atomically(directory / "label-studio.xml", _studio_labels(taxonomy))
 
 

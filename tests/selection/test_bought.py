@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raydelta.cli import app
 from raydelta.config import load_config, override
 from raydelta.data.checking import check
 from raydelta.data.decoding import decode_label
 from raydelta.data.labels import cells_mask
 from raydelta.data.shards import list_ids, read_rows
+from raydelta.data.simulator.scene import simulate
 from raydelta.errors import UserError
 from raydelta.selection.bought import import_labels, read_order
 from raydelta.selection.select import Selection, choose, list_pool, select
 from raydelta.training.assemble import load_labelled
-from raydelta.training.job import Job, label_ids, make_job
+from raydelta.training.job import Job, label_ids, make_job, read_job
 from raydelta.training.run import train_here
 from tests.sets import REAL, REAL_NAMES, STEPS, SYNTHETIC, every_label, write_set
 from tests.tiny import TINY
@@ -45,9 +47,9 @@ def translator(folder: Path) -> Job:
     del manifest["splits"]["test"]  # its shard is not there
     (folder / "street" / "manifest.json").write_text(json.dumps(manifest))
     config = override(load_config(overrides=TINY | STEPS), {"data.synthetic": synthetic, "data.real": real})
-    expert = make_job("expert", config, folder / "runs")
+    expert = make_job("expert", config, folder / "my runs")
     train_here(expert)
-    job = make_job("translator", config, folder / "runs", expert.directory)
+    job = make_job("translator", config, folder / "my runs", expert.directory)
     train_here(job)
     return job
 
@@ -111,6 +113,45 @@ def test_cells_come_back_and_only_they_are_trained_on(cells: Selection, folder: 
     assert pixels == 11 * 16 * 16
     train_here(job)
     assert job.done
+
+
+def annotate(directory: Path, export: Path) -> Path:
+    """A person who knows every pixel: a PNG of class ids for each image that is listed."""
+    for file in (directory / "images.txt").read_text().split():
+        name = Path(file).stem
+        _, mask = simulate(int(name.removeprefix("real-")), look="street", width=64, height=32)
+        export.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(export / f"{name}.png")
+    return export
+
+
+def test_two_rounds_over_the_command_line(
+    ray_session: None, translator: Job, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Choose, label, bring back, train, choose again: every command but the labelling is printed by the one before."""
+
+    def run(line: str) -> dict[str, str]:
+        app(shlex.split(line)[1:], standalone_mode=False)
+        lines = capsys.readouterr().out.splitlines()
+        return {text[:13].strip(): text[13:] for text in lines} | {"": lines[-1]}
+
+    expected, validation = label_ids(translator)
+    directory = translator.directory
+    for turn in range(2):
+        asked = run(f"raydelta select '{directory}' --count 3 --strategy stride")
+        selection = directory / "selection-stride"
+        chosen = (selection / "images.txt").read_text().split()
+        expected = [*expected, *(Path(file).stem for file in chosen)]
+        export = annotate(selection, folder / f"labelled in round {turn}")
+        names = {"EXPORT": shlex.quote(str(export)), "NEW_DATA_SET": shlex.quote(str(folder / f"round {turn}"))}
+        line = " ".join(names.get(word, word) for word in asked["labels back"].split(" "))
+        bought = run(line)
+        assert bought["new labels"] == "3"
+        directory = Path(run(bought["then train"])[""])
+        job = read_job(directory)
+        assert label_ids(job) == (expected, validation)
+        assert job.expert == translator.expert, "the expert is not trained again"
+    assert len(set(expected)) == len(expected) == 4 + 3 + 3
 
 
 def accept(directory: Path) -> Path:

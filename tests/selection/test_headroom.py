@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.headroom import analyse
 from raydelta.config import load_config, override
 from raydelta.errors import UserError
 from raydelta.results.report import write_report
@@ -86,6 +87,12 @@ def test_advice_follows_the_gain_and_the_noise() -> None:
     assert "--strategy stride" in flat.advice
     noisy = headroom([30.0, 36.0, 30.0, 30.0], [30.0, 36.0, 27.0, 33.0])
     assert noisy.advice.startswith("Hard to say")
+    assert noisy.left == 0, "seeds differ by more than sets"
+    partly = headroom([30.0, 36.0, 30.0, 30.0], [30.0, 34.8, 30.0, 30.0])
+    assert partly.gain == 4.5
+    assert partly.left == pytest.approx(partly.noise * 0.75, rel=0.01), "variances 9 and 5.76 leave 3.24: 1.8 of 2.4"
+    assert partly.left < 2
+    assert f"which leaves about {partly.left:.1f} to the choice" in partly.advice
     clear = headroom([30.0, 36.0, 30.0, 30.0], [30.0, 30.1, 30.0, 30.2])
     assert clear.advice.startswith("Choosing may pay: the best of 4 random sets is 4.5 points above")
 
@@ -95,6 +102,17 @@ def test_the_noise_is_what_the_largest_of_so_many_normal_values_is_above_their_m
     repeats = [0.0, 1.0, 2.0, 3.0]
     expected = random.normal(0, np.std(repeats, ddof=1), (20000, 16)).max(1).mean()
     assert headroom([1.0] * 16, repeats).noise == pytest.approx(expected, rel=0.02)
+
+
+def test_the_benchmark_tells_the_spread_of_sets_from_that_of_seeds() -> None:
+    random = np.random.default_rng(0)
+    of_sets, of_seeds = random.normal(0, 2.0, (400, 1)), random.normal(0, 5.0, 3)
+    found = analyse(30 + of_sets + of_seeds + random.normal(0, 1.0, (400, 3)))
+    assert found.between_sets == pytest.approx(2.0, rel=0.1)
+    assert found.between_seeds == pytest.approx(1.0, rel=0.1), "what a seed is worth to all sets is no noise"
+    alone = analyse(30 + random.normal(0, 1.0, (16, 3)))
+    assert alone.best > 0.3
+    assert alone.headroom < 0.5, "sixteen trainings of one and the same set have a best one, too"
 
 
 def test_what_explains_the_spread_is_told_from_what_does_not() -> None:

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from math import log2
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -15,6 +16,7 @@ from raydelta.selection.replay import replay
 from raydelta.training.job import Job, label_ids, read_job
 from raydelta.training.run import train_here
 from raydelta.tuning.tune import Outcome, tune
+from tests.sets import REAL_NAMES, every_label, write_set
 from tests.test_results import row
 from tests.tiny import TINY
 
@@ -178,3 +180,29 @@ def test_cells_buy_as_many_pixels_as_images_and_every_round_is_trained_anew(trai
     assert starts == [None] * len(starts), "no round goes on from the last one's weights"
     findings = sum_up(settings, ["fine-tuned"], rows)
     assert all("of random's clicks" in finding for finding in findings)
+
+
+def test_no_label_is_read_before_it_is_bought(trained: dict[str, Job], tmp_path: Path) -> None:
+    """The same replay twice: the second time only the labels that the first one bought can be decoded."""
+    settings = ReplayConfig(strategies=("random", "stride", "random-cells"), budgets=(3, 5), window=1)
+    config = override(trained["translator"].config, {"labels.validation": 1, "labels.budget": 3})
+    bought: set[str] = set()
+
+    def only_bought(name: str, mask: np.ndarray) -> bytes:
+        return every_label(name, mask) if name in bought else b"reading this label is a fault"
+
+    def labels_of(jobs: Sequence[tuple[str, Job]]) -> list[tuple[list[str], list[str]]]:
+        return [label_ids(job) for _, job in jobs]
+
+    def train(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            train_here(job)
+
+    whole = override(config, {"data.real": write_set(tmp_path / "whole", "street", REAL_NAMES)})
+    first = labels_of(replay(settings, [0], ["fine-tuned"], whole, trained["expert"], lambda jobs: None))
+    bought |= {name for both in first for names in both for name in names}
+    assert len(bought) < len(REAL_NAMES), "some labels are never bought"
+    partly = override(config, {"data.real": write_set(tmp_path / "partly", "street", REAL_NAMES, only_bought)})
+    jobs = replay(settings, [0], ["fine-tuned"], partly, trained["expert"], train)
+    train([job for _, job in jobs])
+    assert labels_of(jobs) == first

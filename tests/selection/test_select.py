@@ -3,6 +3,8 @@ import inspect
 import io
 import json
 import shlex
+import shutil
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from raydelta.data.pixels import to_float
 from raydelta.data.shards import Sample, read_rows
 from raydelta.data.streams import load_images
 from raydelta.data.taxonomy import CAMVID11
+from raydelta.data.writing import encode_label
 from raydelta.errors import UserError
+from raydelta.selection.bought import read_order
 from raydelta.selection.files import bought_then
 from raydelta.selection.rle import decode_mask
 from raydelta.selection.scoring import Scorer, find_student, predict_pool, score_pool
@@ -287,6 +291,84 @@ def test_cells_that_were_bought_are_not_proposed_again_but_the_others_of_the_ima
 def test_fewer_cells_than_classes_are_warned_about(translator: Job) -> None:
     with pytest.warns(UserWarning, match="count = 3 cells, but there are 11 classes"):
         check_count(translator, 3, (4, 2))
+
+
+def moved(job: Job, name: str, real: str) -> Job:
+    """The same finished run, as if its photographs were another data set."""
+    directory = job.directory.with_name(name)
+    shutil.copytree(job.directory, directory, ignore=shutil.ignore_patterns("scores", "selection-*"))
+    config = directory / "checkpoint" / "config.yaml"
+    config.write_text(config.read_text().replace(job.config.data.real, real))
+    found = read_job(directory)
+    assert found.config.data.real == real
+    return found
+
+
+def test_classes_that_no_label_will_show_are_named_where_labels_are_few(
+    ray_session: None, translator: Job, folder: Path, tmp_path: Path
+) -> None:
+    """The labels that were bought show the sky alone; others cannot be read."""
+    bought = {name for names in label_ids(translator) for name in names}
+
+    def sky(name: str, mask: np.ndarray) -> bytes:
+        only = encode_label(np.where(mask == 0, mask, 255).astype(np.uint8))
+        return only if name in bought else b"reading this label is a fault"
+
+    job = moved(translator, "translator-sky", write_set(folder / "sky", "street", REAL_NAMES, sky))
+    with pytest.warns(UserWarning, match="7 labels for 11 classes: by the present prediction none of them") as caught:
+        selection = select(job.directory, 3, out=tmp_path / "few")
+    found = predict_pool(job, [choice.id for choice in selection.choices])
+    shown = {0} | {int(value) for mask in found.values() for value in np.unique(mask)}
+    message = next(str(each.message) for each in caught if "present prediction" in str(each.message))
+    named = message.partition("shows ")[2].partition(". ")[0].split(", ")
+    assert named == [name for number, name in enumerate(CAMVID11.classes) if number not in shown]
+    with warnings.catch_warnings(record=True) as quiet:
+        warnings.simplefilter("always")
+        select(job.directory, 7, out=tmp_path / "enough", window=1)
+    assert not [each for each in quiet if "present prediction" in str(each.message)], "4 + 7 labels are 11"
+
+
+def test_labels_whose_photographs_have_vanished_are_named_before_anything_is_labelled(
+    translator: Job, folder: Path, tmp_path: Path
+) -> None:
+    gone = label_ids(translator)[0][0]
+    rest = write_set(folder / "street without one", "street", [each for each in REAL_NAMES if each[0] != gone])
+    job = moved(translator, "translator-gone", rest)
+    with pytest.raises(UserError, match=rf"1 of the images that the run has labels of are not there any more: {gone};"):
+        select(job.directory, 3, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_smaller_selection_leaves_no_image_of_the_larger_one_before(
+    ray_session: None, translator: Job, tmp_path: Path
+) -> None:
+    own = tmp_path / "images" / "mine.jpg"
+    own.parent.mkdir()
+    own.write_bytes(b"not of a selection")
+    select(translator.directory, 9, out=tmp_path, window=1)
+    fewer = select(translator.directory, 2, out=tmp_path, window=1)
+    left = {path.stem for path in (tmp_path / "images").iterdir()}
+    assert left == {choice.id for choice in fewer.choices} | {"mine"}
+
+
+def test_a_selection_that_was_killed_while_it_was_written_counts_as_none_until_it_is_done_again(
+    ray_session: None, translator: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = select(translator.directory, 9, out=tmp_path, window=1)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raydelta.selection.files.price_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            select(translator.directory, 2, out=tmp_path, window=1)
+    with pytest.raises(UserError, match="no finished selection of raydelta select"):
+        read_order(tmp_path)
+    again = select(translator.directory, 9, out=tmp_path, window=1)
+    assert again.choices == before.choices
+    assert read_order(tmp_path).images == tuple(choice.id for choice in before.choices)
+    assert {path.stem for path in (tmp_path / "images").iterdir()} == {choice.id for choice in before.choices}
 
 
 @pytest.mark.parametrize("name", ["typical", "committee", "combined", "ripu-cells"])
