@@ -91,7 +91,10 @@ def main() -> None:
         whole = [by_seed[0] for name, by_seed in chosen.items() if name.startswith("random ")]
         means = [mean(mious[f"random {number}"]) for number in range(options.sets)]
         explained = [each.model_dump() for each in explain(training(config, expert, whole[0], 0), whole, means)]
-        content = {"machine": describe_machine(), "options": vars(options) | {"overrides": overrides}}
+        content = {
+            "machine": describe_machine(),
+            "options": vars(options) | {"simulated": None, "overrides": overrides},
+        }
         write_json(options.json, content | result | {"explained": explained, "sets": chosen, "mious": mious})
     print_table(("quantity", "points"), list(result["random"].items()))
     print_table(
