@@ -45,6 +45,14 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", metavar="", help="Continue a stopped sweep, unfinished trials too.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            metavar="",
+            help="Check everything, time a few steps, say what would be trained; train nothing.",
+        ),
+    ] = False,
     cluster: ClusterFile = None,
     address: Address = None,
     as_json: Json = False,
@@ -59,6 +67,16 @@ def tune(
         raise UserError(f"one search space at a time, not {' and '.join(spaces)}")
     space = spaces[0] if spaces else "laptop"
     config = config or project_file()
+    if dry_run:
+        if cluster or address:
+            raise UserError("--dry-run looks at this machine, or at the Ray that runs on it; leave --cluster out")
+        from raydelta.tuning.outlook import look_ahead
+
+        outlook = look_ahead(
+            space, overrides, preset=preset, config_file=config, runs=runs or Path("runs"), announce=announce
+        )
+        print(outlook.model_dump_json(indent=1) if as_json else "\n".join(outlook.lines()))
+        return
     if cluster or address:
         from raydelta.compute.remote import tune_on_cluster
 

@@ -83,7 +83,7 @@ def tune(
         UserError: bad input, or no trial succeeded.
     """
     file = Path(config_file) if config_file else None
-    task = _open(space, overrides, preset, file, Path(runs), announce)
+    task = open_task(space, overrides, preset, file, Path(runs), announce)
     with trackers.open_trackers(task.tracking, task.runs):
         plan = _plan(task, train_expert(task.config, task.runs))
         found = _search(plan, resume)
@@ -93,7 +93,7 @@ def tune(
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """What was asked for, checked, with the data at hand."""
 
     name: str  # of the space
@@ -127,9 +127,14 @@ class _Found:
     results: Any
 
 
-def _open(
+def open_task(
     name: str, overrides: Sequence[str], preset: str | None, config_file: Path | None, runs: Path, announce: Announce
-) -> _Task:
+) -> Task:
+    """Check all that was asked for, start Ray, and make or import the data that is not there yet.
+
+    Raises:
+        UserError: bad input.
+    """
     space, fields = open_space(name, overrides)
     check_searcher(space)
     fields = export_own_code(fields, runs)
@@ -161,16 +166,22 @@ def _open(
     shown = [override for override in overrides if not override.startswith("tracking.")]  # may name a server, or a key
     arguments = [name, *shown, "--preset", preset, "--runs", str(runs)]
     command = shlex.join(["raydelta", "tune", *arguments, *(["--config", str(config_file)] if config_file else [])])
-    return _Task(Path(name).stem, space, config, tracking, runs, cluster, command)
+    return Task(Path(name).stem, space, config, tracking, runs, cluster, command)
 
 
-def _plan(task: _Task, expert: Job) -> _Plan:
+def name_sweep(task: Task, expert: Job) -> tuple[Path, Sweep]:
+    """The directory of the sweep, and what it is asked for."""
+    config = override(task.config, {"compute.workers": task.space.resources.workers})
+    sweep = Sweep(command=task.command, space=task.space, config=config, expert=expert.directory.name)
+    data = read_manifest(config.data.real).name.removesuffix("-stand-in")
+    return sweep_directory(task.runs, task.name, data, sweep), sweep
+
+
+def _plan(task: Task, expert: Job) -> _Plan:
     """Name the sweep, open its data once for all trials, and divide the cluster."""
     space, cluster = task.space, task.cluster
-    config = override(task.config, {"compute.workers": space.resources.workers})
-    sweep = Sweep(command=task.command, space=space, config=config, expert=expert.directory.name)
-    data = read_manifest(config.data.real).name.removesuffix("-stand-in")
-    directory = sweep_directory(task.runs, task.name, data, sweep)
+    directory, sweep = name_sweep(task, expert)
+    config = sweep.config
     decides = flatten(config.model_dump(mode="json", exclude={"tracking"}))
     trackers.start(trackers.Run(directory.name, "tune", {"space": task.name} | decides))
     large = open_large_sets(make_job("translator", config, task.runs, expert.directory))
@@ -206,22 +217,30 @@ def _search(plan: _Plan, resume: bool) -> _Found:
 
 def _train_rows(plan: _Plan, config: Config) -> list[tuple[str, Job]]:
     """The rows of the table, all trained: method and job."""
-    space, runs = plan.space, plan.train.runs
-    seeds = space.table.seeds or (config.seed,)
-    jobs: list[tuple[str, Job]] = [("synthetic only", plan.expert)]
+    space = plan.space
     if space.replay is not None:
         seeded = override(config, {"labels.ids": None})
-        jobs += replay(space.replay, seeds, space.table.methods, seeded, plan.expert, plan.train.finish)
+        seeds = space.table.seeds or (config.seed,)
+        chosen = replay(space.replay, seeds, space.table.methods, seeded, plan.expert, plan.train.finish)
+        jobs = [("synthetic only", plan.expert), *chosen]
     else:
-        for seed, budget in itertools.product(seeds, space.table.budgets or [config.labels.budget]):
-            at = override(config, {"seed": seed, "labels.budget": budget})
-            for name in space.table.methods:
-                method = METHODS[name]
-                jobs.append((name, make_job(method.kind, override(at, method.overrides), runs, plan.expert.directory)))
+        jobs = list_rows(space, config, plan.expert)
     # Some do not depend on the budget.
     jobs = list({(method, job.directory): (method, job) for method, job in jobs}.values())
     for wave in in_waves([job for _, job in jobs]):
         plan.train.finish(wave)
+    return jobs
+
+
+def list_rows(space: Space, config: Config, expert: Job) -> list[tuple[str, Job]]:
+    """The rows of the table under a config: method and job."""
+    jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
+    seeds, budgets = space.table.seeds or (config.seed,), space.table.budgets or [config.labels.budget]
+    for seed, budget in itertools.product(seeds, budgets):
+        at = override(config, {"seed": seed, "labels.budget": budget})
+        for name in space.table.methods:
+            method, runs = METHODS[name], expert.directory.parent
+            jobs.append((name, make_job(method.kind, override(at, method.overrides), runs, expert.directory)))
     return jobs
 
 
