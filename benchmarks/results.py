@@ -1,8 +1,9 @@
-"""The table in docs/results.md, made from a table.json of `raydelta tune`.
+"""The tables in docs/results.md, made from a table.json of `raydelta tune`.
 
-    python -m benchmarks.results docs/results/TABLE.json [--write docs/results.md]
+    python -m benchmarks.results docs/results/TABLE.json [--authors] [--write docs/results.md]
 
-Prints Markdown, or writes it between the two marks of a file. A test checks that the file still agrees with the JSON.
+Prints Markdown, or writes it between the two marks of a file. With --authors it is the small table beside the authors'
+figures, from `raydelta tune authors`. A test checks that the file still agrees with the JSON.
 """
 
 import argparse
@@ -12,24 +13,60 @@ from pathlib import Path
 from raydelta.results.differences import format_difference
 from raydelta.results.table import Summary
 
-BEGIN, END = "<!-- results: {} -->", "<!-- end of results -->"
+BEGIN, END = "<!-- {}: {} -->", "<!-- end of {} -->"
+AUTHORS = {"synthetic only": 12.8, "unguided": 20.5, "guided": 36.3, "taught": None}
+"""mIoU on Cityscapes in percent, from the authors' summary; taught is ours."""
+STEPS = {
+    "synthetic only": "the expert on photographs as they are",
+    "unguided": "through an unguided CycleGAN",
+    "guided": "through the guided one",
+    "taught": "through the taught one",
+}
 
 
 def main() -> None:
     """Print or write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path)
+    parser.add_argument("--authors", action="store_true")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
-    markdown = format_markdown(arguments.table)
+    name, markdown = "results", ""
+    if arguments.authors:
+        name, markdown = "authors", format_authors(arguments.table)
+    else:
+        markdown = format_markdown(arguments.table)
     if arguments.write is None:
         print(markdown)
         return
-    text = arguments.write.read_text()
-    before, _, rest = text.partition("<!-- results:")
-    after = rest.partition(END)[2]
-    begin = BEGIN.format(arguments.table.as_posix())
-    arguments.write.write_text(f"{before}{begin}\n{markdown}\n{END}{after}")
+    text, end = arguments.write.read_text(), END.format(name)
+    before, _, rest = text.partition(f"<!-- {name}:")
+    after = rest.partition(end)[2]
+    begin = BEGIN.format(name, arguments.table.as_posix())
+    arguments.write.write_text(f"{before}{begin}\n{markdown}\n{end}{after}")
+
+
+def format_authors(path: Path | None) -> str:
+    """The expert as it is → unguided → guided: the authors' figures and ours, each with its ratio to the first.
+
+    Args:
+        path: a table.json; None: ours are not measured.
+    """
+    parts = [Summary(**part) for part in json.loads(path.read_text())["summary"]] if path is not None else []
+    ours = {(part.method, part.labels_train): part for part in parts if part.split == "test" and part.domain == "real"}
+    budgets = sorted({labels for method, labels in ours if method == "guided"})
+    start = ours.get(("synthetic only", 0))
+    head = ["", "the authors, Cityscapes", *(f"ours, {budget} labels" for budget in budgets)]
+    lines = [head, ["---"] * len(head)]
+    for method, theirs in AUTHORS.items():
+        if method == "taught" and not budgets:
+            continue
+        cells = [STEPS[method], f"{theirs:.1f} ({theirs / 12.8:.1f} ×)" if theirs is not None else ""]
+        for budget in budgets:
+            part = ours.get((method, budget)) or ours.get((method, 0))
+            cells.append(f"{_figure(part)} ({part.miou / start.miou:.1f} ×)" if part and start else "")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def format_markdown(path: Path) -> str:

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import END, format_markdown
+from benchmarks.results import END, format_authors, format_markdown
 from raydelta.results.row import Row
 from raydelta.results.table import write_table
 
@@ -48,16 +48,33 @@ def test_a_table_becomes_markdown(tmp_path: Path) -> None:
 
 def test_a_table_is_put_between_the_marks_of_a_file(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
-    page.write_text(f"before\n<!-- results: nothing -->\nold\n{END}\nafter\n")
+    end = END.format("results")
+    page.write_text(f"before\n<!-- results: nothing -->\nold\n{end}\nafter\n")
     command = [sys.executable, "-m", "benchmarks.results", str(table(tmp_path)), "--write", str(page)]
     for _ in range(2):  # the second time changes nothing
         subprocess.run(command, check=True, cwd=ROOT)
         text = page.read_text()
-        assert text.startswith("before\n<!-- results: ") and text.endswith(f"{END}\nafter\n")
+        assert text.startswith("before\n<!-- results: ") and text.endswith(f"{end}\nafter\n")
         assert text.count("| student |") == 1 and "old" not in text
 
 
 def test_the_docs_say_what_the_committed_table_says() -> None:
-    found = re.search(r"<!-- results: (\S+) -->\n(.*?)\n" + END, (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
-    assert found is not None
-    assert found[2] == format_markdown(ROOT / found[1])
+    page = (ROOT / "docs" / "results.md").read_text()
+    for name, format_table in (("results", format_markdown), ("authors", format_authors)):
+        found = re.search(rf"<!-- {name}: (\S+) -->\n(.*?)\n" + END.format(name), page, re.DOTALL)
+        assert found is not None
+        assert found[2] == format_table(ROOT / found[1] if found[1] != "none" else None)
+
+
+def test_the_authors_figures_stand_beside_ours_with_their_ratios(tmp_path: Path) -> None:
+    assert format_authors(None).splitlines()[-1] == "| through the guided one | 36.3 (2.8 ×) |"
+    rows = [row("synthetic only", 0, 0, 15.0), row("unguided", 0, 0, 21.0), row("unguided", 0, 1, 21.0)]
+    rows += [row(method, 14, seed, 30.0 + seed) for method in ("guided", "taught") for seed in (0, 1)]
+    rows += [row("guided", 14, 0, 99.0, "test drive 7")]
+    write_table(tmp_path, rows)
+    lines = format_authors(tmp_path / "table.json").splitlines()
+    assert lines[0] == "|  | the authors, Cityscapes | ours, 14 labels |"
+    assert lines[2] == "| the expert on photographs as they are | 12.8 (1.0 ×) | 15.0 (1.0 ×) |"
+    assert lines[3] == "| through an unguided CycleGAN | 20.5 (1.6 ×) | 21.0 ± 0.0 (1.4 ×) |"
+    assert lines[4] == "| through the guided one | 36.3 (2.8 ×) | 30.5 ± 0.7 (2.0 ×) |"
+    assert lines[5] == "| through the taught one |  | 30.5 ± 0.7 (2.0 ×) |"
