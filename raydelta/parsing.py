@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from raydelta.errors import UserError
-from raydelta.storage import read_bytes
+from raydelta.storage.files import read_bytes
 
 MAX_BYTES = 64 * 2**20  # of JSON
 MAX_YAML = 8 * 2**20

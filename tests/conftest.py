@@ -62,6 +62,23 @@ def s3() -> Iterator[str]:
         server.wait()
 
 
+@pytest.fixture
+def stoppable_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server with the bucket ``away``, which a test may stop and start again; its content stays."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    boto3.client("s3").create_bucket(Bucket="away")
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One private Ray for all tests that need it: starting it takes seconds."""

@@ -16,6 +16,7 @@ from moto import mock_aws
 
 from raydelta.compute import remote
 from raydelta.search_space import load_space
+from raydelta.storage.files import is_remote
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "cluster.yaml", ROOT / "clusters" / "gcp.yaml", ROOT / "clusters" / "on-premise.yaml"]
@@ -37,7 +38,8 @@ def test_every_file_is_known_here() -> None:
 def test_a_cluster_file_is_valid_and_closed(file: Path) -> None:
     """Ray's schema, prepare_config and validate_config; then what docs/security.md promises."""
     config = remote.read_cluster_file(file)
-    assert Path(config["metadata"]["runs"]).is_absolute()
+    runs = config["metadata"]["runs"]
+    assert is_remote(runs) or Path(runs).is_absolute()
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     environment = next(line for line in config["setup_commands"] if line.endswith("> ~/ray-environment"))

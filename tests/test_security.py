@@ -22,7 +22,6 @@ import pytest
 import yaml
 
 import raydelta
-from raydelta import storage
 from raydelta.compute import credentials
 from raydelta.config import Config, SegmenterConfig, load_config
 from raydelta.data import checking, shards
@@ -30,6 +29,8 @@ from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.data.streams import load_images, stream_rows
 from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
+from raydelta.storage import files as storage
+from raydelta.storage import locks
 from raydelta.training.job import read_job
 from raydelta.training.trained import load_segmenter
 
@@ -165,7 +166,7 @@ def test_an_address_that_leads_elsewhere_is_not_opened(
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.3)
         where = f"127.0.0.1:{server.getsockname()[1]}"
-        for open_it in (shards.read_manifest, storage.read_bytes, storage.exclusive):
+        for open_it in (shards.read_manifest, storage.read_bytes, locks.exclusive):
             refused = pytest.raises(UserError, match=r"no way to read|is not taken from an address|no server of Azure")
             with refused, open_it(address.replace("HOST", where)):
                 pass
@@ -179,7 +180,7 @@ def test_a_web_server_is_read_and_not_written(dataset: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         assert shards.read_manifest(f"{address}/{dataset.name}").splits["train"].rows == 4
-        with pytest.raises(UserError, match="can only be read"), storage.exclusive(f"{address}/new"):
+        with pytest.raises(UserError, match="can only be read"), locks.exclusive(f"{address}/new"):
             pass
         server.shutdown()
 

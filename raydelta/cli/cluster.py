@@ -56,7 +56,7 @@ def dashboard(
 @app.command()
 def doctor(
     addresses: Annotated[list[str] | None, typer.Argument(help="Data sets or buckets (s3://…) to reach.")] = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     as_json: Json = False,
 ) -> None:
     """Check versions, devices, cluster, storage, memory; say what is wrong and how to mend it. Exit code 1 if bad."""

@@ -81,7 +81,7 @@ def data_import(
     """
     from raydelta.data.importers import ImportOptions, import_dataset
     from raydelta.data.shards import BadItem, format_skipped
-    from raydelta.storage import without_secrets
+    from raydelta.storage.files import without_secrets
 
     shares = _shares(split or [])
     options = ImportOptions(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # Ray, torch and pyarrow are imported by the command that nee
     from raydelta.results.row import Row
 
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")]
-Runs = Annotated[Path, typer.Option(help="Output directory.")]
+Runs = Annotated[str, typer.Option(help="Output directory, or a bucket: s3://bucket/runs.")]
 TrainedRun = Annotated[
     str, typer.Argument(help="Directory of a training or sweep, an exported folder, or 'latest': the newest in --runs.")
 ]
@@ -27,7 +27,7 @@ Method = Annotated[
         help="Which row of a sweep's table: guided, student, ensemble-untranslated, …  Default: as recommended."
     ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with config fields.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with config fields, or its address.")]
 Synthetic = Annotated[
     str | None, typer.Option(help="Labelled synthetic set: folder, data set, address or 'simulated'.")
 ]
@@ -59,14 +59,14 @@ def announce(cluster: "Cluster", preset: str) -> None:
     sys.stderr.write(f"dashboard {cluster.dashboard or 'off'}  Ray's logs {cluster.logs}\n")
 
 
-def project_file() -> Path | None:
+def project_file() -> str | None:
     """The settings in the current folder, named so that nobody wonders where they come from."""
     from raydelta.tuning.project import find_project
 
     found = find_project(Path())
     if found is not None:
         sys.stderr.write(f"settings from {found.resolve()}\n")
-    return found
+    return None if found is None else str(found)
 
 
 def data_overrides(synthetic: str | None, real: str | None) -> list[str]:

@@ -40,7 +40,8 @@ def tune(
     preset: Preset = None,
     config: ConfigFile = None,
     runs: Annotated[
-        Path | None, typer.Option(help="Output directory; default: runs, or metadata.runs of the cluster file.")
+        str | None,
+        typer.Option(help="Output directory or bucket; default: runs, or metadata.runs of the cluster file."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", metavar="", help="Continue a stopped sweep, unfinished trials too.")
@@ -73,7 +74,7 @@ def tune(
         from raydelta.tuning.outlook import look_ahead
 
         outlook = look_ahead(
-            space, overrides, preset=preset, config_file=config, runs=runs or Path("runs"), announce=announce
+            space, overrides, preset=preset, config_file=config, runs=runs or "runs", announce=announce
         )
         print(outlook.model_dump_json(indent=1) if as_json else "\n".join(outlook.lines()))
         return
@@ -82,9 +83,10 @@ def tune(
 
         raise typer.Exit(tune_on_cluster(space, overrides, preset, config, runs, resume, cluster, address))
     from raydelta.results.recommend import describe, recommend
+    from raydelta.storage.files import shown
     from raydelta.tuning.tune import tune as run_tune
 
-    runs = runs or Path("runs")
+    runs = runs or "runs"
     outcome = run_tune(
         space,
         overrides,
@@ -106,14 +108,14 @@ def tune(
         print(f"finding      {finding}")
     for line in describe(recommend(outcome.rows)):
         print(f"recommended  {line}")
-    print(f"train again  raydelta train translator --runs {runs} --config {outcome.config}")
+    print(f"train again  raydelta train translator --runs {runs} --config {shown(outcome.config)}")
     for failure in outcome.failed:
         print(f"failed       {failure}")
-    print(f"table        {outcome.directory / 'table.json'}")
+    print(f"table        {shown(outcome.directory / 'table.json')}")
     if outcome.pictures:
-        print(f"pictures     {outcome.pictures}")
+        print(f"pictures     {shown(outcome.pictures)}")
     if outcome.report:
-        print(f"report       {outcome.report}")
+        print(f"report       {shown(outcome.report)}")
 
 
 @app.command()
@@ -130,7 +132,7 @@ def list_runs_command(
     names: Annotated[
         list[str] | None, typer.Argument(help="Two runs to compare, by directory or name, or 'latest'.")
     ] = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     everything: Annotated[bool, typer.Option("--all", metavar="", help="Show the trainings of sweeps too.")] = False,
     prune: Annotated[
         bool, typer.Option("--prune", metavar="", help="Remove unfinished leftovers and old optimiser states.")
@@ -154,7 +156,7 @@ def list_runs_command(
         print(found.as_json(listed) if as_json else found.format_runs(listed))
 
 
-def _prune(runs: Path, yes: bool) -> None:
+def _prune(runs: str, yes: bool) -> None:
     from raydelta.results.runs import find_leftovers, format_leftovers, prune
 
     leftovers = find_leftovers(runs)
@@ -169,16 +171,17 @@ def train_expert_command(
     synthetic: Synthetic = None,
     preset: Preset = None,
     config: ConfigFile = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
 ) -> None:
     """Train the expert on the synthetic images, or find it if it was trained before."""
     from raydelta.config import parse_override
+    from raydelta.storage.files import shown
     from raydelta.tuning.single import train_expert
     from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, None) + (overrides or [])))
     fields = export_own_code(fields, runs)
-    print(train_expert(start(fields, preset, config or project_file(), announce).config, runs).directory)
+    print(shown(train_expert(start(fields, preset, config or project_file(), announce).config, runs).directory))
 
 
 @train_app.command("translator")
@@ -188,22 +191,23 @@ def train_translator_command(
     real: Real = None,
     preset: Preset = None,
     config: ConfigFile = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
 ) -> None:
     """Train one translator with these settings (and the expert first, if need be)."""
     from raydelta.config import parse_override
+    from raydelta.storage.files import shown
     from raydelta.tuning.single import train_translator
     from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, real) + (overrides or [])))
     fields = export_own_code(fields, runs)
-    print(train_translator(start(fields, preset, config or project_file(), announce).config, runs).directory)
+    print(shown(train_translator(start(fields, preset, config or project_file(), announce).config, runs).directory))
 
 
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="A finished training: directory, name or 'latest'.")],
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
     as_json: Json = False,
 ) -> None:
     """Print the test table of a finished training; writes table.json and table.csv into its directory."""
@@ -222,16 +226,17 @@ def evaluate(
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(help="A sweep or a training, finished or not: directory, name or 'latest'.")],
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
 ) -> None:
     """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
     from raydelta.results.runs import resolve_run
+    from raydelta.storage.files import shown
 
     directory = resolve_run(run, runs)
-    sys.stderr.write(f"report       reads {directory} and draws its test photographs; this can take a minute\n")
+    sys.stderr.write(f"report       reads {shown(directory)} and draws its test photographs; this can take a minute\n")
     from raydelta.results.report import report as report_run
 
-    print(report_run(directory))
+    print(shown(report_run(directory)))
 
 
 def _short(value: Any) -> str:

@@ -54,7 +54,7 @@ def select(
         ),
     ] = False,
     sets: Annotated[int, typer.Option(min=2, help="With --headroom: how many random label sets.")] = 16,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
 ) -> None:
     """Choose which photographs to label next; writes tasks for CVAT and Label Studio, and a contact sheet.
 
@@ -107,7 +107,7 @@ def predict(
         str | None,
         typer.Option(help="WxH, predicted at once, in pixels at the scale of training. Default: twice the training's."),
     ] = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
 ) -> None:
     """Write masks for photographs and videos."""
     size = numbers(window, "x", 2, "--window") if window else None
@@ -153,7 +153,7 @@ def export(
             "--preprocessor", metavar="", help="Only what photographs go through before the expert that you keep: R2S."
         ),
     ] = False,
-    runs: Runs = Path("runs"),
+    runs: Runs = "runs",
 ) -> None:
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
     sys.stderr.write(f"export       loading {run}\n")

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raydelta.config import Config
 from raydelta.errors import UserError
-from raydelta.storage import write_atomically
+from raydelta.storage.files import write_atomically
 
 
 @dataclass(frozen=True)

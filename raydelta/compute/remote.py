@@ -30,7 +30,7 @@ from raydelta.config import BUILT_IN_SETS, Config, load_config
 from raydelta.errors import UserError
 from raydelta.progress import clock
 from raydelta.search_space import open_space
-from raydelta.storage import fingerprint, is_remote
+from raydelta.storage.files import fingerprint, is_remote
 
 DASHBOARD = "http://127.0.0.1:8265"
 """Where a Ray on this machine, or the tunnel of ``raydelta dashboard``, answers."""
@@ -174,8 +174,8 @@ def tune_on_cluster(
     space: str,
     overrides: Sequence[str],
     preset: str | None,
-    config: Path | None,
-    runs: Path | None,
+    config: str | Path | None,
+    runs: str | None,
     resume: bool,
     cluster_file: Path | None,
     address: str | None,
@@ -197,10 +197,10 @@ def tune_on_cluster(
     _check_data(load_config(preset or "laptop", config, opened.config | fields))
     metadata = (read_cluster_file(cluster_file).get("metadata") or {}) if cluster_file else {}
     where = str(runs or metadata.get("runs") or "runs")
-    if not Path(where).is_absolute():
+    if not is_remote(where) and not Path(where).is_absolute():
         raise UserError(
-            f"--runs {where}: on a cluster it has to be an absolute path on storage that all its nodes share; "
-            "a cluster file can name one as metadata.runs"
+            f"--runs {where}: on a cluster it has to be a bucket (s3://bucket/runs), or an absolute path on storage "
+            "that all its nodes share; a cluster file can name either as metadata.runs"
         )
     arguments = [*overrides, *(["--preset", preset] if preset else []), "--runs", where]
     with reach(cluster_file, address) as url:
@@ -210,13 +210,15 @@ def tune_on_cluster(
     return follow(name, cluster_file, address)
 
 
-def _submit(address: str, arguments: Sequence[str], space: str, config: Path | None, resume: bool) -> tuple[str, bool]:
+def _submit(
+    address: str, arguments: Sequence[str], space: str, config: str | Path | None, resume: bool
+) -> tuple[str, bool]:
     """The id of the job with this command, and whether it is new."""
     with tempfile.TemporaryDirectory(prefix="raydelta-") as folder:
         tree = Path(folder)
         command = ["tune", _take_along(space, tree / "space"), *arguments]
         if config is not None:
-            command += ["--config", _take_along(str(config), tree / "config")]
+            command += ["--config", str(config) if is_remote(config) else _take_along(str(config), tree / "config")]
         files = {str(file.relative_to(tree)): file.read_text() for file in tree.rglob("*") if file.is_file()}
         stem = f"tune-{re.sub(r'[^A-Za-z0-9_-]', '-', Path(space).stem)}-{fingerprint([command, files])}"
         attempts = [job for job in list_jobs(address) if job["submission_id"].rpartition(".")[0] == stem]

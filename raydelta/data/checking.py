@@ -32,7 +32,7 @@ from raydelta.data.shards import (
 from raydelta.data.tables import Table
 from raydelta.data.taxonomy import IGNORE
 from raydelta.errors import printable
-from raydelta.storage import open_address
+from raydelta.storage.files import open_address
 
 # When shares of pixels look wrong.
 ENOUGH_LABELS = 20

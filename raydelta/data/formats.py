@@ -10,7 +10,7 @@ from raydelta.data.listing import USUAL_SPLITS, Listing, compile_pattern, list_p
 from raydelta.data.reading import ReadLabel, read_first_channel, read_ids, read_red_or_colours
 from raydelta.data.shards import Domain
 from raydelta.errors import UserError
-from raydelta.storage import read_bytes
+from raydelta.storage.files import read_bytes
 
 ROAD_BELOW = 0.02  # share of road in the lower quarter of street scenes below which the ids are doubtful
 FRAMES_PER_BLOCK = 100

@@ -19,7 +19,7 @@ from raydelta.data.tables import Table, extend, own_ids, read_table
 from raydelta.data.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy
 from raydelta.data.writing import check_target, write_dataset
 from raydelta.errors import UserError
-from raydelta.storage import absolute, without_secrets
+from raydelta.storage.files import absolute, without_secrets
 
 ROAD_LIKELY = 0.2  # share of road in the lower quarter of labels that are read rightly
 PROBED = 6  # labels of each split that are read before the import starts

@@ -19,7 +19,7 @@ import pyarrow.fs
 
 from raydelta.data.shards import BadItem, Item, is_plain
 from raydelta.errors import UserError
-from raydelta.storage import is_remote, open_address, without_secrets
+from raydelta.storage.files import is_remote, open_address, without_secrets
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 PLACEHOLDERS = {

@@ -20,7 +20,7 @@ from raydelta.data.simulator.scene import VERSION as SIMULATOR_VERSION
 from raydelta.data.taxonomy import CAMVID11, Taxonomy
 from raydelta.errors import UserError
 from raydelta.progress import Progress
-from raydelta.storage import fingerprint, is_remote, without_secrets
+from raydelta.storage.files import explain, fingerprint, is_remote, open_address, shown, without_secrets
 
 DOMAINS: tuple[Domain, ...] = ("real", "synthetic")
 
@@ -53,7 +53,7 @@ def prepare_data(config: Config, runs: Path) -> Config:
     check_data(config)
     taxonomy: Taxonomy | None = None
     for domain in sorted(DOMAINS, key=lambda domain: _order(getattr(config.data, domain))):
-        address = str(_open_or_make(domain, config, runs, taxonomy))
+        address = _open_or_make(domain, config, runs, taxonomy)
         config = override(config, {f"data.{domain}": address})
         taxonomy = read_manifest(address).taxonomy
     for domain in DOMAINS:
@@ -111,7 +111,7 @@ def _find_source(domain: Domain, name: str) -> tuple[Path, Listing, str]:
     return source, listing, kind
 
 
-def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy | None) -> Path | str:
+def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy | None) -> str:
     name = getattr(config.data, domain)
     if name in BUILT_IN_SETS:
         return _simulate(name, config.data, runs, taxonomy)
@@ -124,15 +124,31 @@ def _open_or_make(domain: Domain, config: Config, runs: Path, taxonomy: Taxonomy
     return _convert(address, manifest, runs, taxonomy)
 
 
-def _simulate(name: str, data: DataConfig, runs: Path, taxonomy: Taxonomy | None) -> Path:
+def _address(runs: Path, name: str) -> str:
+    """Where a data set that is made belongs: beside the runs, on their disk or in their bucket."""
+    return shown(runs / "data" / name)
+
+
+def _is_made(address: str) -> bool:
+    """Whether a data set is there and complete."""
+    if not is_remote(address):
+        return (Path(address) / MANIFEST).exists()
+    files, path = open_address(address)
+    try:
+        return files.get_file_info(f"{path}/{MANIFEST}").is_file
+    except OSError as error:
+        raise explain(address, error) from error
+
+
+def _simulate(name: str, data: DataConfig, runs: Path, taxonomy: Taxonomy | None) -> str:
     images = data.synthetic_images if name == "simulated" else data.real_images
     counts = {"train": images, "test": data.test_images}
     made_from: list[Any] = [name, counts, *data.size, SIMULATOR_VERSION]
     if taxonomy is not None and taxonomy.classes != CAMVID11.classes:
         made_from.append(taxonomy.model_dump())
         _tell_void(name, void_classes(taxonomy), taxonomy)
-    target = runs / "data" / f"{name}-{fingerprint(made_from)}"
-    if not (target / MANIFEST).exists():
+    target = _address(runs, f"{name}-{fingerprint(made_from)}")
+    if not _is_made(target):
         progress = Progress(f"make {name}")
         manifest = simulate_dataset(
             BUILT_IN_SETS[name],
@@ -148,13 +164,13 @@ def _simulate(name: str, data: DataConfig, runs: Path, taxonomy: Taxonomy | None
     return target
 
 
-def _import(domain: Domain, name: str, runs: Path, taxonomy: Taxonomy | None) -> Path:
+def _import(domain: Domain, name: str, runs: Path, taxonomy: Taxonomy | None) -> str:
     source, listing, kind = _find_source(domain, name)
     # Photographs that were labelled since the last import make another data set.
     files = [(file.path, file.version) for file in listing.files]
     classes = taxonomy.classes if taxonomy else None
-    target = runs / "data" / f"{source.name}-{fingerprint([str(source), kind, domain, classes, files])}"
-    if (target / MANIFEST).exists():
+    target = _address(runs, f"{source.name}-{fingerprint([str(source), kind, domain, classes, files])}")
+    if _is_made(target):
         return target
     progress = Progress(f"import {source.name[:14]}")
     # A handful of photographs has labels.
@@ -162,7 +178,7 @@ def _import(domain: Domain, name: str, runs: Path, taxonomy: Taxonomy | None) ->
     try:
         manifest = import_dataset(source, target, options, listing=listing, progress=progress.update)
     except UserError as error:
-        if (target / MANIFEST).exists():  # another command has made it meanwhile
+        if _is_made(target):  # another command has made it meanwhile
             return target
         if not isinstance(error, BadItem):
             raise
@@ -174,13 +190,12 @@ def _import(domain: Domain, name: str, runs: Path, taxonomy: Taxonomy | None) ->
     return target
 
 
-def _convert(address: str, manifest: Manifest, runs: Path, taxonomy: Taxonomy) -> Path:
+def _convert(address: str, manifest: Manifest, runs: Path, taxonomy: Taxonomy) -> str:
     """A copy of a data set with its labels in other classes, by name."""
     checksums = [shard.sha256 for split in manifest.splits.values() for shard in split.shards]
-    target = (
-        runs / "data" / f"{manifest.name}-{fingerprint([manifest.taxonomy.classes, taxonomy.model_dump(), checksums])}"
-    )
-    if not (target / MANIFEST).exists():
+    made_from = [manifest.taxonomy.classes, taxonomy.model_dump(), checksums]
+    target = _address(runs, f"{manifest.name}-{fingerprint(made_from)}")
+    if not _is_made(target):
         progress = Progress(f"convert {manifest.name[:14]}")
         converted = convert_dataset(address, target, taxonomy, progress=progress.update)
         _tell_void(without_secrets(address), converted.options["dropped"], taxonomy)

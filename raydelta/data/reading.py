@@ -18,7 +18,7 @@ from raydelta.data.tables import Table, tables_that_hold
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import encode_jpeg, encode_label
 from raydelta.errors import UserError
-from raydelta.storage import read_bytes, without_secrets
+from raydelta.storage.files import read_bytes, without_secrets
 
 EXIF_ORIENTATION = 0x0112
 EIGHT_BIT = {"RGB", "L", "P", "RGBA", "LA", "CMYK"}  # Pillow's modes of images that become RGB

@@ -25,7 +25,7 @@ from raydelta.data.tables import own_ids
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.data.writing import encode_label, write_dataset
 from raydelta.errors import UserError
-from raydelta.storage import without_secrets
+from raydelta.storage.files import without_secrets
 
 SPLIT = "train"
 ENOUGH = 2  # classes that two taxonomies have to share for a conversion

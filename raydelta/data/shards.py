@@ -24,7 +24,7 @@ from raydelta.data.decoding import threaded
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.errors import UserError, printable
 from raydelta.parsing import MAX_BYTES, parse_json
-from raydelta.storage import BUFFER, absolute, join, open_address, open_file_address, without_secrets
+from raydelta.storage.files import BUFFER, absolute, join, open_address, open_file_address, without_secrets
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -34,7 +34,7 @@ from raydelta.data.shards import (
     read_rows,
 )
 from raydelta.errors import UserError
-from raydelta.storage import without_secrets
+from raydelta.storage.files import without_secrets
 
 if TYPE_CHECKING:
     from ray.data import Dataset

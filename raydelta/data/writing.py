@@ -48,7 +48,8 @@ from raydelta.data.shards import (
     read_manifest,
 )
 from raydelta.errors import UserError
-from raydelta.storage import BUFFER, absolute, exclusive, is_remote, open_address, upload, without_secrets
+from raydelta.storage.files import BUFFER, absolute, is_remote, open_address, upload, without_secrets
+from raydelta.storage.locks import exclusive
 
 
 class _ShardTask(Record):

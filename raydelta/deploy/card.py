@@ -14,7 +14,7 @@ from raydelta.recipes import short_name
 from raydelta.results.evaluate import count_labels, method_of
 from raydelta.results.row import Row
 from raydelta.results.table import read_table
-from raydelta.storage import without_secrets, write_atomically
+from raydelta.storage.files import without_secrets, write_atomically
 from raydelta.training.job import Job, read_stage
 from raydelta.version import __version__
 

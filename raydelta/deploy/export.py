@@ -30,7 +30,8 @@ from raydelta.deploy.inputs import find_inputs
 from raydelta.deploy.network import WEIGHTS, Deployed, build, choose_job, read_network, save
 from raydelta.deploy.preprocessor import Preprocessor, choose_preprocessor
 from raydelta.errors import UserError
-from raydelta.storage import is_remote
+from raydelta.storage.bucket import as_local
+from raydelta.storage.files import is_remote
 from raydelta.training.job import Job
 from raydelta.version import __version__
 
@@ -102,7 +103,7 @@ class Exported:
 
 
 def export(
-    run: Path, out: Path, method: str | None = None, images: Sequence[str] = (), *, preprocessor: bool = False
+    run: str | Path, out: Path, method: str | None = None, images: Sequence[str] = (), *, preprocessor: bool = False
 ) -> Exported:
     """Write ``model.onnx``, ``model.pt2``, what ``raydelta.load`` reads, and a card; check the first three.
 
@@ -121,6 +122,7 @@ def export(
     if out.exists():
         raise UserError(f"{out}: exists already; choose a new folder")
     _import_onnx()
+    run = as_local(run)
     job = choose_preprocessor(run, method) if preprocessor else choose_job(run, method)
     model = build(job)
     program: Program = Preprocessor(model) if preprocessor else Segmenting(model)

@@ -20,7 +20,7 @@ from raydelta.data.taxonomy import Taxonomy
 from raydelta.deploy.inputs import Input, read_frames
 from raydelta.errors import UserError
 from raydelta.results.pictures import Pixels, colourise, overlay
-from raydelta.storage import without_secrets, write_atomically
+from raydelta.storage.files import without_secrets, write_atomically
 
 KINDS = ("ids", "colour", "overlay")
 SOFTWARE = "raydelta"  # what our PNGs say they are made by

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raydelta.data.listing import SUFFIXES, File, Listing, has_suffix, list_pictures
 from raydelta.data.shards import BadItem, is_plain
 from raydelta.errors import UserError
-from raydelta.storage import absolute, is_remote, open_file_address, without_secrets
+from raydelta.storage.files import absolute, is_remote, open_file_address, without_secrets
 
 LONGEST = 255  # bytes of a file's name, on the usual file systems
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}

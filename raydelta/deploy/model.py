@@ -17,7 +17,7 @@ from raydelta.deploy.network import Deployed, read_network
 from raydelta.deploy.windows import segment
 from raydelta.errors import UserError
 from raydelta.results.pictures import Pixels, colourise, overlay
-from raydelta.storage import absolute, write_atomically
+from raydelta.storage.files import absolute, write_atomically
 
 Photograph = str | Path | Image.Image | NDArray[np.generic] | Tensor
 

@@ -24,7 +24,8 @@ from raydelta.networks.layers import freeze
 from raydelta.networks.own_expert import OwnExpert
 from raydelta.results.evaluate import method_of
 from raydelta.results.table import read_recommended
-from raydelta.storage import write_atomically
+from raydelta.storage.bucket import as_local, fetch
+from raydelta.storage.files import write_atomically
 from raydelta.training.checkpoint import read_config
 from raydelta.training.job import BEST, Job, find_job, is_beside, read_job, read_stage
 from raydelta.training.trained import ensemble, load_segmenter, read_colours, read_generator
@@ -134,7 +135,9 @@ def read_network(path: str | Path, method: str | None = None) -> Deployed:
     Raises:
         UserError: the folder is none of these, or something of it is missing.
     """
-    path = Path(path).expanduser()
+    path = as_local(path)
+    if (path / CONFIG).exists():
+        fetch(path)
     return _read_exported(path) if is_exported(path) and method is None else build(choose_job(path, method))
 
 

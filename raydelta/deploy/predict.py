@@ -30,7 +30,8 @@ from raydelta.deploy.network import SMALLEST, Deployed, read_network
 from raydelta.deploy.windows import BATCH, segment
 from raydelta.errors import UserError
 from raydelta.progress import Progress
-from raydelta.storage import absolute, is_remote, without_secrets, write_atomically
+from raydelta.storage.bucket import as_local
+from raydelta.storage.files import absolute, is_remote, without_secrets, write_atomically
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -57,7 +58,7 @@ class Predicted:
 
 
 def predict(
-    run: Path,
+    run: str | Path,
     inputs: Sequence[str],
     out: Path | None = None,
     *,
@@ -70,7 +71,7 @@ def predict(
     """Write ``OUT/KIND/NAME.png`` for every input, in its own size, and ``skipped.csv`` for what could not be read.
 
     Args:
-        run: directory of a training or of a sweep, or an exported folder.
+        run: directory or address of a training or of a sweep, or an exported folder.
         inputs: files, folders, globs and addresses.
         out: directory to write; None writes ``PHOTO-KIND.png`` beside each photograph, which has to be a local file.
         method: which row of a sweep; the recommended one, if None.
@@ -86,6 +87,7 @@ def predict(
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange or not kinds:
         raise UserError(f"kinds = {','.join(kinds)!r}: choose from {', '.join(KINDS)}, with commas between")
+    run = as_local(run)
     network = read_network(run, method)
     config = network.config
     if window is not None and min(window) < max(SMALLEST, config.multiple):
@@ -95,7 +97,7 @@ def predict(
         _check_beside(inputs)
     found, bad = find_inputs(inputs)
     task = Task(
-        run.expanduser().resolve(),
+        run.resolve(),
         method,
         out.expanduser().resolve() if out else None,
         kinds,

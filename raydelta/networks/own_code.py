@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raydelta.errors import UserError
-from raydelta.storage import write_atomically
+from raydelta.storage.files import write_atomically
 
 EXAMPLE = (2, 3, 64, 128)
 """Shape of the images that the network is traced with; any number and size of them may follow."""

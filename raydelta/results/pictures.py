@@ -3,7 +3,7 @@
 Images are uint8 [H, W, 3], masks uint8 [H, W] of taxonomy ids, 255 void; files appear whole or not at all.
 """
 
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from raydelta.data.decoding import decode
 from raydelta.data.shards import list_ids, read_manifest, read_rows
 from raydelta.data.taxonomy import IGNORE, Taxonomy
+from raydelta.storage.files import write_atomically
 
 Pixels = NDArray[np.uint8]
 
@@ -175,14 +176,9 @@ def _fitting(text: str, width: int) -> str:
 
 
 def _save(picture: Image.Image, path: str | Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        picture.save(unfinished, "PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_atomically(Path(path), content.getvalue())
 
 
 def show_dataset(uri: str, out: Path, count: int) -> list[Path]:

@@ -31,7 +31,7 @@ from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import read_table
-from raydelta.storage import write_atomically
+from raydelta.storage.files import shown, write_atomically
 from raydelta.training import checkpoint
 from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, find_job, read_job, read_stage
@@ -75,7 +75,9 @@ def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:
     elif unfinished.is_dir():
         run, page = unfinished, _unfinished_page(unfinished)
     else:
-        raise UserError(f"{run}: neither a sweep nor a training of raydelta, finished or not; name its directory")
+        raise UserError(
+            f"{shown(run)}: neither a sweep nor a training of raydelta, finished or not; name its directory"
+        )
     page.lead += _headroom(run)
     write_atomically(run / PAGE, render(page))
     return run / PAGE
@@ -162,12 +164,12 @@ def _sweep_page(run: Path, draw: Draw) -> Page:
     if sweep:
         page.commands.append(("The whole run", sweep.command))
     if best.exists():
-        again = ["raydelta", "train", "translator", "--runs", str(run.parent), "--config", str(best)]
+        again = ["raydelta", "train", "translator", "--runs", shown(run.parent), "--config", shown(best)]
         page.commands.append(("The best trial again", shlex.join(again)))
         page.files.append(("best.yaml: the config of the best trial", best.read_text(errors="replace")))
     if sweep:
         page.files += [("The search space", _yaml(sweep.space)), ("The config under all trials", _yaml(sweep.config))]
-    page.commands.append(("This page again", shlex.join(["raydelta", "report", str(run)])))
+    page.commands.append(("This page again", shlex.join(["raydelta", "report", shown(run)])))
     return page
 
 
@@ -179,7 +181,7 @@ def _training_page(run: Path, draw: Draw) -> Page:
     if not curve:
         page.missing.append("Its curve: an older version kept only the last report of a training.")
     if not (run / "table.json").exists():
-        page.missing.append(f"Its test table: {shlex.join(['raydelta', 'evaluate', str(run)])} writes it.")
+        page.missing.append(f"Its test table: {shlex.join(['raydelta', 'evaluate', shown(run)])} writes it.")
     rows = _read_rows(run, page)
     sections.add_table(page, rows)
     sections.add_curves(page, [TrainingCurve(f"{job.kind}/0", run.name, curve or [stage["metrics"]])])
@@ -207,10 +209,10 @@ def _add_training_commands(page: Page, run: Path, kind: str, config: Path | None
     if config is not None and config.exists():
         runs = run.parent.parent if run.parent.name == "unfinished" else run.parent
         if kind in ("expert", "translator"):
-            command = ["raydelta", "train", kind, "--runs", str(runs), "--config", str(config)]
+            command = ["raydelta", "train", kind, "--runs", shown(runs), "--config", shown(config)]
             page.commands.append(("The training again", shlex.join(command)))
         page.files.append(("The config", config.read_text(errors="replace")))
-    page.commands.append(("This page again", shlex.join(["raydelta", "report", str(run)])))
+    page.commands.append(("This page again", shlex.join(["raydelta", "report", shown(run)])))
 
 
 def _read_rows(run: Path, page: Page) -> list[Row]:

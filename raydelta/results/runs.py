@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +17,9 @@ from raydelta.errors import UserError
 from raydelta.results.row import Row
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import read_table, summarise
-from raydelta.storage import is_locked
+from raydelta.storage.bucket import fetch, names_in, open_run, open_runs, remove, size_of
+from raydelta.storage.files import address_of, is_remote, shown
+from raydelta.storage.locks import is_locked
 from raydelta.training.curve import CURVE, read_curve
 
 LATEST = "latest"
@@ -58,33 +59,45 @@ class Leftover(BaseModel):
 
 
 def resolve_run(name: str | Path, runs: str | Path = "runs") -> Path:
-    """The directory of a run: a path, a name in the output directory (``tune-`` may be left out), or ``latest``.
+    """The directory of a run: a path or address, a name in the output directory (``tune-`` may be left out), or
+    ``latest``. Of a run in a bucket it is the local copy.
 
     ``latest`` is the sweep, or the training by itself, that finished last.
 
     Raises:
         UserError: there is no such run; the message names those that are like it.
     """
-    path, runs = Path(name).expanduser(), Path(runs)
+    if is_remote(name):
+        found = open_run(str(name))
+        if not found.exists():
+            raise UserError(
+                f"{name}: no such run; raydelta runs --runs {str(name).rpartition('/')[0]} lists what there is"
+            )
+        return found
+    path = Path(name).expanduser()
+    if len(path.parts) > 1 and path.exists():
+        return path
+    runs = open_runs(runs)
     if str(name) == LATEST and not path.exists():
         finished = [run.name for run in list_runs(runs) if run.state == "finished" and run.part_of is None]
         if not finished:
-            raise UserError(f"{runs}: no finished sweep or training there; name a run, or the right --runs")
-        return runs / finished[0]
+            raise UserError(f"{shown(runs)}: no finished sweep or training there; name a run, or the right --runs")
+        path = runs / finished[0]
     for candidate in (path, runs / path, runs / f"tune-{name}", runs / UNFINISHED / path):
         if candidate.exists():
+            fetch(candidate, light=True)
             return candidate
     if len(path.parts) > 1:
         raise UserError(f"{path}: no such run")
     known = [each.name.removeprefix("tune-") for each in _sweeps(runs)] + [each.name for each in _stages(runs)]
     near = difflib.get_close_matches(str(name).removeprefix("tune-"), known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "raydelta runs lists what there is"
-    raise UserError(f"{name}: no such run, neither here nor in {runs}; {hint}")
+    raise UserError(f"{name}: no such run, neither here nor in {shown(runs)}; {hint}")
 
 
 def list_runs(runs: str | Path = "runs") -> list[RunInfo]:
     """Everything in an output directory, the newest first; trainings name the sweep that trained them."""
-    runs = Path(runs)
+    runs = open_runs(runs)
     sweeps = {directory.name: _describe_sweep(directory) for directory in _sweeps(runs)}
     owners = {part: name for name in sweeps for part in _parts(runs / name)}
     trainings = [_describe_stage(directory) for directory in _stages(runs)]
@@ -113,11 +126,11 @@ def find_leftovers(runs: str | Path = "runs") -> list[Leftover]:
 
     What a command works on right now is left out, and so is every finished stage: others build on it.
     """
-    runs, found = Path(runs), []
+    runs, found = open_runs(runs), []
     if _is_busy(runs):
         return []
-    for directory in sorted((runs / UNFINISHED).glob("*/")):
-        found.append((directory, "unfinished, or ended early by a sweep; it would start again from its first step"))
+    why = "unfinished, or ended early by a sweep; it would start again from its first step"
+    found += [(runs / UNFINISHED / name, why) for name in names_in(runs / UNFINISHED)]
     for hidden in sorted([*runs.glob(".*"), *runs.glob("data/.*")]):
         if re.search(r"\.([0-9a-f]{8}|old|\d+)$", hidden.name):
             found.append((hidden, "a copy that was interrupted"))
@@ -126,7 +139,7 @@ def find_leftovers(runs: str | Path = "runs") -> list[Leftover]:
     for stage in _stages(runs):
         for file in sorted([*stage.glob("checkpoint/state.pt"), *stage.glob("checkpoint/rank-*.pt")]):
             found.append((file, "optimisers of a training that has finished"))
-    return [Leftover(path=path, bytes=_size(path), why=why) for path, why in found]
+    return [Leftover(path=path, bytes=size_of(path), why=why) for path, why in found]
 
 
 def prune(leftovers: Iterable[Leftover]) -> int:
@@ -134,7 +147,7 @@ def prune(leftovers: Iterable[Leftover]) -> int:
     freed = 0
     for leftover in leftovers:
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(leftover.path) if leftover.path.is_dir() else leftover.path.unlink()
+            remove(leftover.path)
             freed += leftover.bytes
     return freed
 
@@ -176,7 +189,7 @@ def format_leftovers(leftovers: Sequence[Leftover]) -> str:
     """One line for each, and their sum."""
     if not leftovers:
         return "nothing to remove, or a command works there"
-    rows = [(f"{each.bytes / 2**20:.1f} MiB", str(each.path), each.why) for each in leftovers]
+    rows = [(f"{each.bytes / 2**20:.1f} MiB", shown(each.path), each.why) for each in leftovers]
     return f"{_columns(rows)}\n{sum(each.bytes for each in leftovers) / 2**20:.0f} MiB"
 
 
@@ -206,6 +219,10 @@ def _unfinished(runs: Path) -> list[Path]:
 
 def _is_busy(runs: Path) -> bool:
     """Whether a command works in the directory right now."""
+    if address_of(runs) is not None:
+        searches = [sweep / "sweep" for sweep in _sweeps(runs) if not (sweep / BEST).exists()]
+        trainings = [runs / name for name in names_in(runs / UNFINISHED)]
+        return any(map(is_locked, [*searches, *trainings, *(runs / UNFINISHED / path.name for path in trainings)]))
     locks = [*runs.glob(".*.lock"), *runs.glob("*/.*.lock")]
     return any(is_locked(lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))) for lock in locks)
 
@@ -342,8 +359,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _changed(directory: Path) -> datetime:
     return datetime.fromtimestamp(max(path.stat().st_mtime for path in [directory, *directory.glob("*")]))
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from raydelta.config import Config
 from raydelta.errors import UserError
 from raydelta.search_space import Space
-from raydelta.storage import fingerprint, write_atomically
+from raydelta.storage.bucket import fetch
+from raydelta.storage.files import fingerprint, write_atomically
 from raydelta.training.curve import read_curve
 from raydelta.version import __version__
 
@@ -113,6 +114,8 @@ def read_trials(directory: Path) -> list[Trial]:
     Raises:
         UserError: ``trials.json`` is damaged.
     """
+    if not (directory / TRIALS).exists():
+        fetch(directory / "sweep")  # it goes on
     folders = {key_of(read): folder for folder in sorted((directory / "sweep").glob("*/")) if (read := _asked(folder))}
     path = directory / TRIALS
     if not path.exists():

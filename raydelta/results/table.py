@@ -15,7 +15,7 @@ from rich.table import Table
 from raydelta.errors import UserError
 from raydelta.results.recommend import Recommended, recommend
 from raydelta.results.row import Row, name_split
-from raydelta.storage import write_atomically
+from raydelta.storage.files import write_atomically
 
 
 class Summary(BaseModel):

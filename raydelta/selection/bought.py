@@ -20,7 +20,7 @@ from raydelta.data.writing import check_target, encode_label
 from raydelta.errors import UserError
 from raydelta.selection.files import FORMAT, ORDER, training_command
 from raydelta.selection.tools import read_masks
-from raydelta.storage import absolute
+from raydelta.storage.files import absolute
 
 
 class Order(BaseModel):

@@ -23,7 +23,7 @@ from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import encode_jpeg
 from raydelta.errors import UserError
 from raydelta.selection.tools import IMAGES, STUDIO, Task, write_tasks
-from raydelta.storage import write_atomically
+from raydelta.storage.files import shown, write_atomically
 from raydelta.training.job import Job, label_ids
 
 ORDER, FORMAT = "selection.json", 1
@@ -158,7 +158,7 @@ def training_arguments(job: Job, choices: Sequence[Choice]) -> list[str]:
     """What the next training takes beside its data set and ``labels.ids``."""
     train, validation = label_ids(job)
     budget = len({*train, *(choice.id for choice in choices)})
-    arguments = ["--runs", str(job.directory.parent), "--config", str(job.directory / "checkpoint" / "config.yaml")]
+    arguments = ["--runs", shown(job.directory.parent), "--config", shown(job.directory / "checkpoint" / "config.yaml")]
     arguments += [f"labels.budget={budget}", f"labels.validation={len(validation)}"]
     if job.config.guidance.weight == 0:  # an unguided translator would leave the labels unused
         arguments.append(f"guidance.weight={GuidanceConfig().weight}")

@@ -28,7 +28,7 @@ from raydelta.progress import Progress, clock
 from raydelta.recipes import METHODS, MethodName
 from raydelta.results.evaluate import evaluate_on_ray
 from raydelta.selection.select import find_translator
-from raydelta.storage import write_atomically
+from raydelta.storage.files import write_atomically
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.job import Job, label_ids, make_job, read_stage
 from raydelta.training.on_ray import train_on_ray

@@ -25,7 +25,7 @@ from raydelta.networks.layers import freeze
 from raydelta.progress import Progress
 from raydelta.recipes import Kind
 from raydelta.selection.strategies import STRATEGIES, Networks, View, score
-from raydelta.storage import fingerprint, write_atomically
+from raydelta.storage.files import fingerprint, write_atomically
 from raydelta.training.job import Job, make_job, read_job
 from raydelta.training.trained import load_generator, load_model, load_segmenter
 

@@ -26,6 +26,7 @@ from raydelta.selection.files import Choice, training_arguments, training_comman
 from raydelta.selection.scoring import predict_pool, score_pool
 from raydelta.selection.sheet import draw_selection
 from raydelta.selection.strategies import find_strategy, rarity_weights
+from raydelta.storage.bucket import publish
 from raydelta.training.assemble import load_labelled
 from raydelta.training.job import Job, find_job, label_ids
 
@@ -81,6 +82,7 @@ def select(
     draw_selection(job, choices, strategy, shown, weights, directory / "sheet.png")
     real = None if all(choice.labelled for choice in choices) else "SET_WITH_THE_NEW_LABELS"
     command = training_command(directory, training_arguments(job, choices), real)
+    publish(directory)
     return Selection(choices, directory, price, command)
 
 

@@ -22,7 +22,7 @@ from raydelta.data.labels import Box
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.errors import UserError
 from raydelta.selection.rle import decode_mask, encode_mask
-from raydelta.storage import write_atomically
+from raydelta.storage.files import write_atomically
 
 Mask = NDArray[np.uint8]
 

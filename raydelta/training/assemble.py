@@ -21,6 +21,7 @@ from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
 from raydelta.networks.layers import freeze
 from raydelta.networks.own_expert import load_own_expert
+from raydelta.storage.bucket import fetch
 from raydelta.training import checkpoint
 from raydelta.training.appearance import build_randomise, swap_amplitude
 from raydelta.training.blend import BlendTraining
@@ -101,6 +102,7 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
                 networks[name].load_state_dict(weights)
     elif job.kind == "expert":
         if job.own_expert is not None:
+            fetch(job.own_expert)
             own = load_own_expert(job.own_expert, config.expert, config.segmenter, job.taxonomy.classes)
             training = KeptTraining(own, place)
         else:

@@ -26,7 +26,8 @@ from torch import nn
 
 from raydelta.config import Config, load_config, save_config
 from raydelta.errors import UserError
-from raydelta.storage import fill_directory
+from raydelta.storage.bucket import fetch
+from raydelta.storage.files import fill_directory
 from raydelta.version import __version__
 
 FORMAT = 2
@@ -143,7 +144,8 @@ def keep_weights(source: Path, target: Path) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints kept in a folder, the last one first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    whole = (path.parent for path in folder.glob("checkpoint-*/meta.json"))  # in a bucket it is written last
+    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def find_whole(checkpoints: Iterable[Path]) -> Path | None:
@@ -213,6 +215,8 @@ def _load(path: Path, file: str) -> dict[str, Any]:
 def _read(path: Path, file: str) -> bytes:
     """A file of a checkpoint, if it is what was written: torch and safetensors take a flipped bit for a weight."""
     try:
+        if not (path / file).exists():
+            fetch(path)
         content = (path / file).read_bytes()
     except OSError as error:
         raise UserError(f"{path / file}: cannot be read: {error}") from error

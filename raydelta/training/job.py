@@ -19,7 +19,8 @@ from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks.own_code import refuse_code
 from raydelta.recipes import METHODS, RECIPES, TAUGHT, UNGUIDED, Kind, Recipe, find_method
-from raydelta.storage import fingerprint, write_atomically
+from raydelta.storage.bucket import fetch
+from raydelta.storage.files import fingerprint, shown, write_atomically
 from raydelta.training import checkpoint
 
 
@@ -223,7 +224,7 @@ def read_job(directory: Path) -> Job:
     """
     stage = read_stage(directory)
     if stage is None or "kind" not in stage:
-        raise UserError(f"{directory}: not a finished training of raydelta (no stage.json that says so)")
+        raise UserError(f"{shown(directory)}: not a finished training of raydelta (no stage.json that says so)")
     if tuple(stage.get("normalisation", NORMALISATION)) != NORMALISATION:
         raise UserError(f"{directory}: its images were normalised in another way; a newer raydelta reads it")
     beside: dict[str, Path] = {}
@@ -383,6 +384,7 @@ def read_stage(directory: Path) -> dict[str, Any] | None:
         UserError: the manifest is there but cannot be read.
     """
     path = directory / STAGE
+    fetch(directory, light=True, age=60 if path.exists() else 0)  # whether it was removed is not asked every time
     if not path.exists():
         return None
     try:

@@ -5,7 +5,6 @@ Ray Train takes 11 to 17 seconds to start, where a task takes 2, so a training o
 
 import contextlib
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,9 +20,12 @@ from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
 from raydelta.data.streams import Images, TrainingSet, is_streamed, share_cpus
 from raydelta.errors import TrainingError, UserError
-from raydelta.storage import exclusive, patiently
+from raydelta.storage import bucket
+from raydelta.storage.files import address_of, locate, patiently
+from raydelta.storage.locks import exclusive
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.checkpoint import KEPT, find_whole
+from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job
 from raydelta.training.run import record_report, run_loop, take_over, train_alone, working_directory
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 MAX_FAILURES = 2  # processes of one training that may die
+EVERY = 5.0  # seconds between two looks at a curve in a bucket
 
 Shared: TypeAlias = "TrainingSet | ObjectRef"
 """A training set for any process of the cluster: images in the object store, or rows that Ray Data streams."""
@@ -92,10 +95,12 @@ def train_on_ray(
         work = partial(_get, task.remote(job, opened, progress))
     else:
         work = partial(_fit, job, _trainer(job, opened, workers, gpus, resources, progress))
-    _run_beside(work, _follow(progress, on_report))
+    # One on another machine tells what it reports with its checkpoints, if the runs are in a bucket.
+    tell = _follow_bucket(job, on_report) if workers == 1 and address_of(working) else _follow(progress, on_report)
+    _run_beside(work, tell)
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
-    shutil.rmtree(working, ignore_errors=True)
+    bucket.remove(working)
 
 
 def _fit(job: Job, trainer: Any) -> None:
@@ -139,6 +144,7 @@ def _trainer(
 
     streamed = _streamed(large)
     held = {name: each for name, each in large.items() if name not in streamed}
+    files, folder = locate(progress.parent) or (None, str(progress.parent.resolve()))
     return TorchTrainer(
         _train_worker,
         train_loop_config={"job": job, "held": held},
@@ -148,7 +154,8 @@ def _trainer(
         ),
         run_config=RunConfig(
             name="train",
-            storage_path=str(progress.parent.resolve()),
+            storage_path=folder,
+            storage_filesystem=files,
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             callbacks=[_progress_callback(progress)],
@@ -227,22 +234,23 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
         return leaving
 
     try:
-        run_loop(job, large, place, report, _last_of_run(place.rank))
+        run_loop(job, large, place, report, _last_of_run(working_directory(job) / "train", place.rank))
     except TrainingError as error:
         return error
     return None
 
 
-def _last_of_run(rank: int) -> Path | None:
-    """The last whole checkpoint of this run of Ray Train, the same on every rank. Collective."""
+def _last_of_run(folder: Path, rank: int) -> Path | None:
+    """The last whole checkpoint of this run of Ray Train in its folder, the same on every rank. Collective."""
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
     last = ray.train.get_checkpoint()
     if last is None:
         return None
-    path = Path(last.path)
-    earlier = (other for other in path.parent.glob("checkpoint_*") if other.name <= path.name)  # named by their time
+    bucket.fetch(folder, over=True)
+    name = Path(last.path).name
+    earlier = (other for other in folder.glob("checkpoint_*") if other.name <= name)  # named by their time
     return broadcast_from_rank_zero(find_whole(sorted(earlier, reverse=True)) if rank == 0 else None)
 
 
@@ -278,6 +286,25 @@ def _follow(path: Path, on_report: Callable[[dict[str, Any]], None]) -> Callable
         for line in lines[seen:]:
             on_report(json.loads(line))
         seen = len(lines)
+
+    return poll
+
+
+def _follow_bucket(job: Job, on_report: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """A function that calls ``on_report`` for every new report in the curve that a training keeps in a bucket."""
+    curve = working_directory(job) / CURVE
+    told, asked = max((report["step"] for report in read_curve(curve)), default=0), time.monotonic()
+
+    def poll() -> None:
+        nonlocal told, asked
+        if time.monotonic() - asked > EVERY:
+            with contextlib.suppress(UserError):  # whoever trains says so
+                bucket.fetch(curve)
+            asked = time.monotonic()
+        for metrics in read_curve(curve if curve.exists() else job.directory / CURVE):
+            if metrics["step"] > told:
+                told = metrics["step"]
+                on_report(metrics)
 
     return poll
 

@@ -17,7 +17,9 @@ from raydelta.data.pixels import NORMALISATION
 from raydelta.data.shards import read_manifest
 from raydelta.data.streams import TrainingSet
 from raydelta.errors import UserError
-from raydelta.storage import exclusive, patiently, replace_directory, write_atomically
+from raydelta.storage.bucket import fetch, names_in, publish, publish_copy, remove
+from raydelta.storage.files import address_of, patiently, replace_directory, write_atomically
+from raydelta.storage.locks import exclusive
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, keep_weights, list_checkpoints
 from raydelta.training.curve import CURVE, append_report, format_curve, read_curve
@@ -36,13 +38,14 @@ def train_here(job: Job, on_report: Callable[[dict[str, Any]], None] = lambda me
     with exclusive(job.directory):
         if not job.done:
             train_alone(job, open_large_sets(job), on_report)
-        shutil.rmtree(working_directory(job), ignore_errors=True)
+        remove(working_directory(job))
 
 
 def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[[dict[str, Any]], None]) -> None:
     """Train a job with its large sets open and the lock of its directory held; ``working_directory`` stays."""
     working = working_directory(job)
     working.mkdir(parents=True, exist_ok=True)
+    patiently(job.directory.parent, partial(fetch, working, over=True))  # another machine may have got further
     keeper = Keeper(working)
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> bool:
@@ -70,8 +73,8 @@ def train_alone(job: Job, large: Mapping[str, TrainingSet], on_report: Callable[
 class Keeper:
     """Keeps the checkpoints of a training in its working directory.
 
-    On one disk that is a rename. Elsewhere (another disk, NFS) it is a copy, made beside the training: at most one is
-    under way, and the next one waits for it.
+    On one disk that is a rename. Elsewhere (another disk, NFS, a bucket) it is a copy, made beside the training: at
+    most one is under way, and the next one waits for it.
     """
 
     def __init__(self, working: Path) -> None:
@@ -91,7 +94,8 @@ class Keeper:
         except UserError:
             keep_checkpoint(own, self._working)  # where the same command finds it
             raise
-        if own.stat().st_dev == self._working.parents[1].stat().st_dev:
+        runs = self._working.parents[1]
+        if address_of(runs) is None and own.stat().st_dev == runs.stat().st_dev:
             self._keep(own)
         else:
             self._thread = threading.Thread(target=self._keep_beside, args=(own,), daemon=True)
@@ -118,7 +122,9 @@ class Keeper:
 
     def _keep(self, own: Path) -> None:
         try:
-            patiently(self._working.parents[1], partial(keep_checkpoint, own, self._working))
+            runs = self._working.parents[1]
+            patiently(runs, partial(keep_checkpoint, own, self._working))
+            patiently(runs, partial(_publish_checkpoints, self._working))
         finally:
             shutil.rmtree(own.parent, ignore_errors=True)
 
@@ -127,6 +133,19 @@ class Keeper:
             self._keep(own)
         except BaseException as error:  # raised in the training's thread
             self._error = error
+
+
+def _publish_checkpoints(working: Path) -> None:
+    """Bring the checkpoints and the curve of a training into its bucket, if its runs are in one."""
+    if address_of(working) is None:
+        return
+    kept = list_checkpoints(working)
+    publish_copy(working / CURVE)
+    for path in reversed(kept):
+        publish(path, whole=True)
+    for name in names_in(working):
+        if name.startswith("checkpoint-") and working / name not in kept:
+            remove(working / name)
 
 
 def take_over(checkpoint: Path) -> Path:
@@ -174,19 +193,21 @@ def record_report(job: Job, metrics: dict[str, Any], checkpoint: Path | None) ->
         "members": [member.directory.name for member in job.members],
     }
 
-    def publish() -> None:
+    def complete() -> None:
         if job.own_expert is not None:
             _copy(job.own_expert, job.directory / f"{OWN}{job.own_expert.suffix}")
         keep_weights(checkpoint, job.directory / "checkpoint")
+        publish(job.directory / "checkpoint", whole=True)
         write_atomically(job.directory / CURVE, format_curve(read_curve(curve)))
         complete_stage(job.directory, manifest)
 
-    patiently(job.directory.parent, publish)
+    patiently(job.directory.parent, complete)
 
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         replace_directory(source, target)
+        publish(target, whole=True)
     else:
         write_atomically(target, source.read_bytes())
 
@@ -212,9 +233,10 @@ def prune(job: Job) -> bool:
     working = working_directory(job)
     try:
         with exclusive(job.directory, wait=False):
-            for path in working.iterdir() if working.exists() else ():
-                if path.name != CURVE and path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
+            publish_copy(working / CURVE)
+            for name in names_in(working):
+                if name.startswith("checkpoint-") or (working / name).is_dir():
+                    remove(working / name)
     except BlockingIOError:
         return False
     return True

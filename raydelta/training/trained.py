@@ -13,6 +13,7 @@ from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.colours import Colours
 from raydelta.networks.layers import freeze
 from raydelta.networks.own_expert import load_own_expert
+from raydelta.storage.bucket import fetch
 from raydelta.training import checkpoint
 from raydelta.training.job import OWN, Job, read_job
 from raydelta.training.supervised import Predict, build_predictor
@@ -20,6 +21,7 @@ from raydelta.training.supervised import Predict, build_predictor
 
 def load_segmenter(directory: Path, classes: int) -> nn.Module:
     """The segmenter of a complete expert or baseline stage, on the CPU."""
+    fetch(directory, age=60)
     path = directory / "checkpoint"
     own = next(directory.glob(f"{OWN}*"), None)
     if own is not None:

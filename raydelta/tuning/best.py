@@ -1,6 +1,5 @@
 """``best/`` of a sweep: the recommended model with its card, self-contained, as ``raydelta.load`` reads it."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 from raydelta.deploy.card import write_card
 from raydelta.deploy.network import build, save
 from raydelta.results.recommend import Recommended
-from raydelta.storage import replace_directory
+from raydelta.storage.bucket import publish, remove
+from raydelta.storage.files import replace_directory
 from raydelta.training.job import Job
 
 BEST = "best"
@@ -24,7 +24,7 @@ def write_best(directory: Path, jobs: Sequence[Job], recommended: Recommended | 
     target = directory / BEST
     job = next((job for job in jobs if recommended is not None and job.directory.name == recommended.stage), None)
     if job is None:
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target)
         return None
     model = build(job)
     with tempfile.TemporaryDirectory() as folder:
@@ -32,4 +32,5 @@ def write_best(directory: Path, jobs: Sequence[Job], recommended: Recommended | 
         save(model, made)
         write_card(job, model, [], "", made / "README.md")
         replace_directory(made, target)
+        publish(target, whole=True)
     return target

@@ -83,7 +83,7 @@ def look_ahead(
     Raises:
         UserError: as ``tune``.
     """
-    task = open_task(space, overrides, preset, Path(config_file) if config_file else None, Path(runs), announce)
+    task = open_task(space, overrides, preset, config_file, runs, announce)
     asked, expert = task.space, make_job("expert", task.config, task.runs)
     directory, sweep = name_sweep(task, expert)
     best = directory / BEST

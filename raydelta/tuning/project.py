@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from raydelta.errors import UserError
-from raydelta.storage import is_remote, write_atomically
+from raydelta.storage.files import is_remote, write_atomically
 
 FILE = "raydelta.yaml"
 

@@ -7,6 +7,7 @@ from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, flatten, without_tracking
 from raydelta.data.prepare import check_data, prepare_data
 from raydelta.progress import Progress
+from raydelta.storage.bucket import open_runs
 from raydelta.training.curve import losses_of
 from raydelta.training.job import Job, make_job, read_stage
 from raydelta.training.on_ray import train_on_ray
@@ -51,8 +52,8 @@ def train_translator(config: Config, runs: str | Path = "runs") -> Job:
 
 def _train(kind: Literal["expert", "translator"], config: Config, runs: str | Path) -> Job:
     check_data(config)
+    runs = open_runs(runs, write=True).resolve()
     ensure_ray()
-    runs = Path(runs).resolve()
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     with trackers.open_trackers(tracking, runs):
         expert = _train_one(make_job("expert", config, runs))

@@ -9,6 +9,7 @@ from raydelta.config import Config, load_config
 from raydelta.data.prepare import check_data
 from raydelta.errors import UserError
 from raydelta.networks.own_code import export_code, is_code, refuse_code
+from raydelta.storage.bucket import open_runs, publish
 from raydelta.tuning.trackers import check_trackers
 
 Announce = Callable[[Cluster, str], None]
@@ -25,7 +26,7 @@ class Started(NamedTuple):
 def start(
     fields: Mapping[str, Any],
     preset: str | None = None,
-    config_file: Path | None = None,
+    config_file: str | Path | None = None,
     announce: Announce = lambda cluster, preset: None,
 ) -> Started:
     """Check the settings, then join the running Ray or start a private one.
@@ -68,7 +69,7 @@ def check_files(config: Config) -> None:
             raise UserError(f"{field} = {path}: no such file or folder{hint}")
 
 
-def export_own_code(fields: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+def export_own_code(fields: Mapping[str, Any], runs: str | Path) -> dict[str, Any]:
     """The fields of a command, with ``expert.model=module:function`` replaced by the program that it makes.
 
     Args:
@@ -80,4 +81,6 @@ def export_own_code(fields: Mapping[str, Any], runs: Path) -> dict[str, Any]:
     name = fields.get("expert.model")
     if not is_code(name):
         return dict(fields)
-    return {**fields, "expert.model": str(export_code(str(name), runs.resolve() / "networks"))}
+    program = export_code(str(name), open_runs(runs, write=True).resolve() / "networks")
+    publish(program)
+    return {**fields, "expert.model": str(program)}

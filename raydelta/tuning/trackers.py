@@ -23,7 +23,8 @@ from raydelta.config import TrackingConfig
 from raydelta.errors import UserError
 from raydelta.results.row import Row
 from raydelta.results.table import summarise
-from raydelta.storage import fingerprint, without_secrets
+from raydelta.storage.bucket import publish
+from raydelta.storage.files import fingerprint, without_secrets
 
 FOLDER = "tensorboard"
 """Below the run directory: ``tensorboard --logdir runs/tensorboard`` shows all."""
@@ -106,6 +107,7 @@ def open_trackers(tracking: TrackingConfig, runs: Path) -> Iterator[None]:
             teller.finish()
         for teller in _open:
             teller.wait(deadline)
+        publish(runs / FOLDER)
         _open.clear()
         _ended.clear()
 

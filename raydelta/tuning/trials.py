@@ -9,7 +9,6 @@ import math
 import os
 import re
 import secrets
-import shutil
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,9 @@ from raydelta.errors import UserError
 from raydelta.progress import Progress
 from raydelta.results.sweep import Trial
 from raydelta.search_space import Space
-from raydelta.storage import FileLock, exclusive, fingerprint, write_atomically
+from raydelta.storage import bucket
+from raydelta.storage.files import fingerprint, locate, write_atomically
+from raydelta.storage.locks import exclusive, open_lock
 from raydelta.training.curve import CURVE, read_curve
 from raydelta.training.job import Job, make_job, read_stage
 from raydelta.training.on_ray import Shared, fetch, train_on_ray
@@ -159,7 +160,7 @@ class Trainer:
         from ray import tune
 
         if all(job.done for job in jobs):
-            shutil.rmtree(directory, ignore_errors=True)
+            bucket.remove(directory)
             return
         settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
         tune_config = tune.TuneConfig(
@@ -174,7 +175,7 @@ class Trainer:
         errors = [last_line(result.error) for result in results if result.error is not None]
         if errors:
             raise UserError(f"the comparison could not be trained: {'; '.join(errors)}")
-        shutil.rmtree(directory, ignore_errors=True)
+        bucket.remove(directory)
 
     def _fit(
         self,
@@ -201,11 +202,13 @@ class Trainer:
         progress = Progress(title)
         tuner = _restore(directory, trainable, param_space) if resume else None
         if tuner is None:
-            shutil.rmtree(directory, ignore_errors=True)
+            bucket.remove(directory)
             directory.parent.mkdir(parents=True, exist_ok=True)
+            files, folder = locate(directory.parent) or (None, str(directory.parent))
             run_config = tune.RunConfig(
                 name=directory.name,
-                storage_path=str(directory.parent),
+                storage_path=folder,
+                storage_filesystem=files,
                 callbacks=[
                     show_progress(progress, trials, steps, total, str(directory.relative_to(self.runs))),
                     tell_trackers(made, self.config, self.name),
@@ -217,6 +220,7 @@ class Trainer:
             )
             tuner = tune.Tuner(trainable, param_space=param_space, tune_config=tune_config, run_config=run_config)
         results = tuner.fit()
+        bucket.fetch(directory)
         scores = [r.metrics["miou"] for r in results if r.metrics and "miou" in r.metrics]
         best = f"  best validation mIoU {max(scores):.1f} %" if scores else ""
         progress.finish(f"{len(results)} trainings{best}")
@@ -227,11 +231,17 @@ def _restore(directory: Path, trainable: Any, param_space: Any) -> Any:
     """The Tuner of a sweep that was stopped; None if there is none, or none that this version can read."""
     from ray import tune
 
-    if not tune.Tuner.can_restore(str(directory)):
+    files, folder = locate(directory) or (None, str(directory))
+    if not tune.Tuner.can_restore(folder, storage_filesystem=files):
         return None
     try:
         return tune.Tuner.restore(
-            str(directory), trainable, param_space=param_space, resume_unfinished=True, restart_errored=True
+            folder,
+            trainable,
+            param_space=param_space,
+            resume_unfinished=True,
+            restart_errored=True,
+            storage_filesystem=files,
         )
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # Tune pickles callbacks by their module
         warnings.warn(
@@ -294,7 +304,7 @@ def tune_trial(job: Job, large: Mapping[str, Shared], resources: Mapping[str, fl
             train_on_ray(job, tune.report, large, resources)
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    lock, own = FileLock(job.directory), secrets.token_hex(8)  # two trials, or two sweeps, may come to one training
+    lock, own = open_lock(job.directory), secrets.token_hex(8)  # two trials, or two sweeps, may come to one training
     owner, reported = working_directory(job) / "owner", 0
 
     def report(metrics: dict[str, Any]) -> None:
@@ -313,6 +323,7 @@ def tune_trial(job: Job, large: Mapping[str, Shared], resources: Mapping[str, fl
             timer.join()
         if not lock.held:
             lock.acquire()
+            bucket.fetch(owner)
             if job.done or not owner.exists() or owner.read_text() != own:
                 raise _Overtaken
 
@@ -324,7 +335,7 @@ def tune_trial(job: Job, large: Mapping[str, Shared], resources: Mapping[str, fl
                 if not _report_again(job, report):
                     # Not Tune's checkpoints: what it knows of them is ten seconds old when its driver is killed.
                     train_alone(job, fetch(large), report)
-                shutil.rmtree(working_directory(job), ignore_errors=True)
+                bucket.remove(working_directory(job))
                 return
     finally:
         lock.release()
@@ -337,7 +348,9 @@ class _Overtaken(Exception):  # noqa: N818 - it is no error
 def _report_again(job: Job, report: Callable[[dict[str, Any]], None]) -> bool:
     """Report what is known of a training that was begun; whether it is finished."""
     stage = read_stage(job.directory)
-    curve = read_curve((working_directory(job) if stage is None else job.directory) / CURVE)
+    folder = working_directory(job) if stage is None else job.directory
+    bucket.fetch(folder / CURVE, over=stage is None)
+    curve = read_curve(folder / CURVE)
     for metrics in curve if stage is None else [*curve[:-1], stage["metrics"]]:
         report(metrics)
     return stage is not None

@@ -26,6 +26,8 @@ from raydelta.results.sweep import Sweep, Trial, best_of, record_sweep, sweep_di
 from raydelta.results.table import write_table
 from raydelta.search_space import Space, open_space, within_labels
 from raydelta.selection.replay import draw_choices, replay
+from raydelta.storage.bucket import fetch, open_runs, publish
+from raydelta.storage.files import shown
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.job import Job, make_job, record_methods
 from raydelta.training.on_ray import share
@@ -73,7 +75,7 @@ def tune(
         space: a shipped search space by name, or a YAML file of one.
         overrides: ``section.field=value`` for a config field or one of the space (``trials=4``).
         preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
-        config_file: YAML file with config fields.
+        config_file: YAML file with config fields, or its address.
         runs: output directory.
         resume: continue a sweep that was stopped, with what its scheduler and search know; else it is begun anew, but
             no training is: finished ones stay, unfinished ones go on from their last checkpoint.
@@ -82,8 +84,7 @@ def tune(
     Raises:
         UserError: bad input, or no trial succeeded.
     """
-    file = Path(config_file) if config_file else None
-    task = open_task(space, overrides, preset, file, Path(runs), announce)
+    task = open_task(space, overrides, preset, config_file, runs, announce)
     with trackers.open_trackers(task.tracking, task.runs):
         plan = _plan(task, train_expert(task.config, task.runs))
         found = _search(plan, resume)
@@ -128,7 +129,12 @@ class _Found:
 
 
 def open_task(
-    name: str, overrides: Sequence[str], preset: str | None, config_file: Path | None, runs: Path, announce: Announce
+    name: str,
+    overrides: Sequence[str],
+    preset: str | None,
+    config_file: str | Path | None,
+    output: str | Path,
+    announce: Announce,
 ) -> Task:
     """Check all that was asked for, start Ray, and make or import the data that is not there yet.
 
@@ -137,12 +143,12 @@ def open_task(
     """
     space, fields = open_space(name, overrides)
     check_searcher(space)
+    runs = open_runs(output, write=True).resolve()
     fields = export_own_code(fields, runs)
     for key in set(fields) & set(space.search):
         raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")
     cluster, preset, config = start(space.config | fields, preset, config_file, announce)
     trial_resources(space, cluster)
-    runs = runs.resolve()
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     real = read_manifest(config.data.real)
     if real.splits["train"].labelled == 0:
@@ -163,8 +169,8 @@ def open_task(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",
             stacklevel=3,
         )
-    shown = [override for override in overrides if not override.startswith("tracking.")]  # may name a server, or a key
-    arguments = [name, *shown, "--preset", preset, "--runs", str(runs)]
+    named = [override for override in overrides if not override.startswith("tracking.")]  # may name a server, or a key
+    arguments = [name, *named, "--preset", preset, "--runs", shown(runs)]
     command = shlex.join(["raydelta", "tune", *arguments, *(["--config", str(config_file)] if config_file else [])])
     return Task(Path(name).stem, space, config, tracking, runs, cluster, command)
 
@@ -260,6 +266,7 @@ def _conclude(plan: _Plan, found: _Found, jobs: list[tuple[str, Job]], rows: lis
         findings = sum_up(space.replay, space.table.methods, rows)
     record_methods(directory, found.config, plan.train.runs)
     save_config(override(found.config, {"compute.workers": None}), directory / "best.yaml")
+    publish(directory / "best.yaml")
     try:
         write_best(directory, [job for _, job in jobs], recommend(rows).overall)
     except Exception as error:  # hours of training are not lost over a copy
@@ -268,7 +275,7 @@ def _conclude(plan: _Plan, found: _Found, jobs: list[tuple[str, Job]], rows: lis
     try:
         report = write_report(directory, lambda job: draw_gallery(job, plan.gpus))
     except Exception as error:  # hours of training are not lost over a page
-        again = f"raydelta report {directory}"
+        again = f"raydelta report {shown(directory)}"
         warnings.warn(f"{directory}: no report, the results are whole; try {again}: {error}", stacklevel=3)
     trained = [*plan.train.jobs_of(found.trials), *(job for _, job in jobs)]
     tell_results(directory, plan.config, trained, rows, found.best.miou if found.best else None, plan.gpus)
@@ -293,6 +300,7 @@ def _draw(plan: _Plan, jobs: list[tuple[str, Job]]) -> Path | None:
         draw_choices(plan.space.replay, jobs, path)
     elif "guided" in by_method:
         draw_strips([by_method[name] for name in DRAWN if name in by_method], path, plan.gpus)
+    fetch(path)  # another machine has drawn it
     return path if path.exists() else None
 
 

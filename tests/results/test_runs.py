@@ -19,7 +19,7 @@ from raydelta.results.runs import (
     resolve_run,
 )
 from raydelta.results.table import write_table
-from raydelta.storage import exclusive
+from raydelta.storage.locks import exclusive
 from raydelta.training.curve import format_curve
 from tests.sweep import make_rows, make_sweep
 

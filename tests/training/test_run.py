@@ -13,6 +13,10 @@ import pytest
 
 from raydelta.config import Config, load_config, override
 from raydelta.errors import UserError
+from raydelta.results.runs import list_runs
+from raydelta.storage import files as storage
+from raydelta.storage import locks
+from raydelta.storage.bucket import fetch, names_in, open_runs, publish
 from raydelta.training.checkpoint import (
     find_whole,
     keep_checkpoint,
@@ -21,8 +25,10 @@ from raydelta.training.checkpoint import (
     read_meta,
     read_weights,
 )
-from raydelta.training.job import make_job
+from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.job import label_ids, make_job, read_job
 from raydelta.training.run import prune, train_here, working_directory
+from raydelta.training.trained import load_segmenter
 from tests.sets import write_set
 from tests.tiny import TINY
 
@@ -173,3 +179,88 @@ def test_a_copy_that_fails_stops_the_training_at_its_next_report(
         train_here(job, on_report)
     assert steps == [1, 2]
     assert list(other_disk.iterdir()) == []
+
+
+def on_machine(name: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runs of a bucket as another machine sees them: its cache is another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    return open_runs(address, write=True)
+
+
+def test_a_training_in_a_bucket_goes_on_on_another_machine(
+    config: Config, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after step 5 of 6; the checkpoint of step 4 is damaged in the bucket."""
+    config = override(config, {"compute.checkpoint_every": 2})
+    whole = make_job("expert", config, tmp_path / "here")
+    train_here(whole)
+    job = make_job("expert", config, on_machine("one", f"{s3}/killed", tmp_path, monkeypatch))
+    code = ENDLESS.replace("== 3", "== 5")
+    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdin and owner.stdout
+    owner.stdin.write(json.dumps(job.model_dump(mode="json")))
+    owner.stdin.close()
+    assert [owner.stdout.readline() for _ in range(5)] == [f"{step}\n" for step in range(1, 6)]
+
+    runs = on_machine("two", f"{s3}/killed", tmp_path, monkeypatch)
+    last = working_directory(make_job("expert", config, runs)) / "checkpoint-4" / "networks.safetensors"
+    deadline = time.monotonic() + 20
+    while not last.with_name("meta.json").exists() and time.monotonic() < deadline:
+        fetch(last.parent)
+        time.sleep(0.2)
+    (described,) = [run for run in list_runs(runs) if run.name == job.directory.name]
+    assert described.state == "running"
+    assert described.progress in ("4 of 6 steps", "5 of 6 steps"), "its curve comes before its checkpoint"
+    owner.kill()
+    owner.wait()
+    monkeypatch.setattr(locks, "LEASE", 3.0)
+    content = bytearray(last.read_bytes())
+    content[-1000] ^= 1
+    last.write_bytes(content)
+    publish(last)
+
+    steps: list[int] = []
+    taken_over = make_job("expert", config, on_machine("three", f"{s3}/killed", tmp_path, monkeypatch))
+    with pytest.warns(UserWarning) as warned:
+        train_here(taken_over, lambda metrics: steps.append(metrics["step"]))
+    said = [str(each.message) for each in warned]
+    assert any("another command is making it" in text for text in said)
+    assert any("networks.safetensors: damaged" in text and "going on from checkpoint-2" in text for text in said)
+    assert steps == [3, 4, 5, 6]
+
+    runs = on_machine("four", f"{s3}/killed", tmp_path, monkeypatch)
+    found = read_job(runs / job.directory.name)
+    assert found.done and label_ids(found) == ([], [])
+    stages = [path / "checkpoint" for path in (whole.directory, found.directory)]
+    digests = [read_meta(stage)["sha256"]["networks.safetensors"] for stage in stages]
+    assert digests[0] == digests[1], "bit for bit as without a kill"
+    load_segmenter(found.directory, 11)
+    assert [report["step"] for report in read_curve(found.directory / CURVE)] == [1, 2, 3, 4, 5, 6]
+    assert names_in(runs / "unfinished") == []
+    assert [run.state for run in list_runs(runs)] == ["finished"]
+
+
+def test_a_bucket_that_goes_away_is_waited_for_and_then_named_and_nothing_is_lost(
+    config: Config, stoppable_s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "AWAY", 4.0)
+    job = make_job(
+        "expert",
+        override(config, {"compute.checkpoint_every": 2}),
+        on_machine("one", "s3://away/runs?region=us-east-1", tmp_path, monkeypatch),
+    )
+
+    def go(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            stoppable_s3.stop()
+
+    with pytest.warns(UserWarning, match="s3://away/runs.*: away; waiting"), pytest.raises(UserError) as caught:
+        train_here(job, go)
+    assert "s3://away/runs" in str(caught.value) and "run the same command again" in str(caught.value)
+    kept = str(caught.value).rpartition("kept in ")[2]
+    assert list_checkpoints(Path(kept) / "unfinished" / job.directory.name)[0].name == "checkpoint-4"
+    stoppable_s3.start()
+    steps: list[int] = []
+    train_here(job, lambda metrics: steps.append(metrics["step"]))
+    assert steps == [5, 6], "from what was kept here"
+    assert job.done

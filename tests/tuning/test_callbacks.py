@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from raydelta.config import Config
-from raydelta.storage import exclusive
+from raydelta.storage.locks import exclusive
 from raydelta.training.job import Job
 from raydelta.training.run import working_directory
 from raydelta.tuning.callbacks import prune_trials

@@ -1,14 +1,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raydelta.config import load_config, override
 from raydelta.data.prepare import prepare_data
+from raydelta.data.shards import read_manifest
 from raydelta.data.simulator.dataset import simulate_dataset
+from raydelta.deploy.model import load
 from raydelta.errors import UserError
+from raydelta.results.evaluate import evaluate
+from raydelta.results.report import report
+from raydelta.results.runs import find_leftovers, list_runs, resolve_run
 from raydelta.results.sweep import read_sweep, read_trials
 from raydelta.results.table import read_table
+from raydelta.storage.files import shown
 from raydelta.training.job import make_job
 from raydelta.tuning.tune import in_waves, tune
 from tests.test_search_space import write_space
@@ -150,3 +157,41 @@ def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path:
             Image.new("RGB", (64, 32), (index, 90, 90)).save(photographs / "images" / split / f"drive_{index}.png")
     with pytest.raises(UserError, match="a sweep needs labelled photographs"):
         tune(write_space(tmp_path), [*TINY_ARGUMENTS, f"data.real={photographs}"], runs=tmp_path / "runs")
+
+
+def test_a_sweep_in_a_bucket(
+    ray_session: None, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on one machine, read on another; the same command again repeats nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    space = write_space(tmp_path, search={"guidance.weight": {"grid": [0.4]}}, table={"methods": ["guided"]})
+    address = f"{s3}/swept/runs"
+    outcome = tune(space, TINY_ARGUMENTS, runs=address)
+    assert outcome.failed == [] and outcome.report is not None and outcome.pictures is not None
+    name = outcome.directory.name
+    assert shown(outcome.directory) == f"{address}/{name}"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    (sweep,) = [run for run in list_runs(address) if run.part_of is None]
+    assert (sweep.name, sweep.state) == (name, "finished")
+    assert {run.state for run in list_runs(address)} == {"finished"}
+    found = resolve_run("latest", address)
+    assert found == resolve_run(f"{address}/{name}") == resolve_run(name.removeprefix("tune-"), address)
+    assert read_table(found) == outcome.rows
+    assert all(len(trial.curve) > 1 for trial in read_trials(found))
+    assert read_manifest(f"{address}/data/{Path(read_sweep(found).config.data.real).name}").splits["test"].rows == 8
+    for file in ("strips.png", "report.html", "best.yaml", "table.csv"):
+        assert (found / file).exists(), file
+    photograph = np.zeros((32, 64, 3), np.uint8)
+    for run in (f"{address}/{name}", f"{address}/{name}/best", found):
+        assert load(run)(photograph).ids.shape == (32, 64)
+    assert [row.miou for row in evaluate(f"{address}/{read_trials(found)[0].stage}")]
+    page = report(f"{address}/{name}")
+    assert f"raydelta report {address}/{name}" in page.read_text()
+    assert str(tmp_path) not in "".join(line for line in page.read_text().splitlines() if "raydelta " in line)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "three"))
+    capsys.readouterr()
+    again = tune(space, TINY_ARGUMENTS, runs=address)
+    assert again.rows == outcome.rows
+    assert find_leftovers(address) == []

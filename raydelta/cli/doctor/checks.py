@@ -52,11 +52,11 @@ class Check:
     remedy: str = ""
 
 
-def diagnose(runs: Path = Path("runs"), addresses: Sequence[str] = ()) -> list[Check]:
+def diagnose(runs: str | Path = "runs", addresses: Sequence[str] = ()) -> list[Check]:
     """Run all checks in parallel; the results come in a fixed order.
 
     Args:
-        runs: output directory; it need not exist yet.
+        runs: output directory, which need not exist yet, or a bucket.
         addresses: data sets or buckets to reach, local or remote (``s3://…``).
     """
     checks: list[tuple[str, Callable[[], Check | Iterable[Check]]]] = [
@@ -343,9 +343,11 @@ def check_open_files() -> Check:
     return Check("open files", "ok", text)
 
 
-def check_storage(runs: Path) -> Check:
-    """Whether the output directory works: writable, renames are atomic, enough space."""
-    folder = runs.expanduser().absolute()
+def check_storage(runs: str | Path) -> Check:
+    """Whether the output directory works: writable, renames are atomic, enough space; or the bucket answers."""
+    if "://" in str(runs):
+        return check_address(str(runs))
+    folder = Path(runs).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     try:
@@ -367,7 +369,7 @@ def check_storage(runs: Path) -> Check:
         return Check("runs", "bad", f"{folder}: {error.strerror or error}", remedy)
     text = f"{folder} {usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
     if not whole:
-        remedy = "checkpoints need renaming; s3fs mounts a bucket in a way that supports it (docs/cluster.md)"
+        remedy = "checkpoints need renaming; runs can also go into a bucket: --runs s3://bucket/runs"
         return Check("runs", "bad", f"{text}; a rename did not replace a file", remedy)
     if usage.free < DISK:
         state: State = "bad" if usage.free < DISK / 10 else "warn"

@@ -93,7 +93,7 @@ def probe_ray(_: str) -> dict[str, Any]:
 def probe_address(address: str) -> dict[str, Any]:
     from raydelta.data.shards import MANIFEST, read_manifest
     from raydelta.errors import UserError
-    from raydelta.storage import is_remote, join, open_address, open_file_address, without_secrets
+    from raydelta.storage.files import is_remote, join, open_address, open_file_address, without_secrets
 
     name, trouble, text = without_secrets(address), "", ""
     try:

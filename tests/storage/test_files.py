@@ -1,19 +1,12 @@
-import os
 import resource
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-import warnings
 from pathlib import Path
 
 import pytest
 
-from raydelta import storage
 from raydelta.errors import UserError
-from raydelta.storage import exclusive, fingerprint, patiently, replace_directory, write_atomically
+from raydelta.storage import files as storage
+from raydelta.storage.files import fingerprint, patiently, replace_directory, write_atomically
 from raydelta.training.job import complete_stage, read_stage
 
 
@@ -146,117 +139,3 @@ def test_fingerprints_stay_as_they_are() -> None:
     assert fingerprint({"b": [1, 2.5, None], "a": "x"}) == fingerprint({"a": "x", "b": [1, 2.5, None]}) == "b649bb1171"
     assert fingerprint({"a": "x", "b": [2.5, 1, None]}) != fingerprint({"a": "x", "b": [1, 2.5, None]})
     assert fingerprint(Path("data")) == fingerprint("data")
-
-
-RACE = """
-import sys, time
-from pathlib import Path
-from raydelta.storage import exclusive
-folder = Path(sys.argv[1])
-with exclusive(folder / "stage"):
-    if not (folder / "stage").exists():
-        with (folder / "trained").open("a") as log:
-            log.write("once\\n")
-        time.sleep(0.5)
-        (folder / "stage").mkdir()
-"""
-
-
-def test_processes_that_race_make_it_once(tmp_path: Path) -> None:
-    racers = [
-        subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path)], stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    said = [racer.communicate(timeout=60)[1] for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * 4, said
-    assert (tmp_path / "trained").read_text() == "once\n"
-    assert listing(tmp_path) == ["stage", "trained"], "no lock is left"
-
-
-def test_the_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:
-    code = "import sys, time; from raydelta import storage\n"
-    code += "with storage.exclusive(sys.argv[1]): print(1, flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", code, str(tmp_path / "stage")]
-    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout and owner.stdout.readline() == "1\n"
-    threading.Timer(1, lambda: owner.send_signal(signal.SIGKILL)).start()
-    waiting = pytest.warns(UserWarning, match="stage: another command is making it; waiting for its result")
-    with waiting, exclusive(tmp_path / "stage"):
-        assert owner.wait() == -signal.SIGKILL
-
-
-def test_a_colleague_waits_too() -> None:
-    """The lock file of another user cannot be written, in a folder that both can write to."""
-    if os.getuid() != 0:
-        pytest.skip("only root can be another user")
-    code = "import os, sys; from raydelta import storage\nos.setuid(65534)\n"
-    code += "with storage.exclusive(sys.argv[1]): print(2)"
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        with storage.exclusive(f"{folder}/stage"):
-            command = [sys.executable, "-c", code, f"{folder}/stage"]
-            colleague = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            assert colleague.stdout and colleague.stderr
-            said = next((line for line in colleague.stderr if "stage: another command is making it" in line), None)
-        assert said and colleague.stdout.read() == "2\n"
-        assert colleague.wait() == 0
-
-
-def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / ".stage.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"stage\.lock"), exclusive(tmp_path / "stage"):
-        pass
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_folder_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(descriptor: int, flags: int) -> None:
-        raise OSError(95, os.strerror(95))
-
-    monkeypatch.setattr(storage.fcntl, "flock", flock)
-    with pytest.warns(UserWarning, match="knows no locks"), exclusive(tmp_path / "stage"):
-        pass
-
-
-def test_a_lock_in_an_object_store_has_one_owner_at_a_time(s3: str) -> None:
-    inside, most = [], []
-
-    def work() -> None:
-        with warnings.catch_warnings(), exclusive(f"{s3}/sets/street"):
-            inside.append(1)
-            most.append(len(inside))
-            time.sleep(0.2)
-            inside.pop()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
-    assert most == [1] * 4
-
-
-def test_a_lock_in_an_object_store_is_kept_while_its_owner_lives_and_taken_when_not(
-    s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "LEASE", 4.0)
-    files, path = storage.open_address(f"{s3}/sets")
-    for dead in ("choosing-0123", "000000000001-4567"):
-        with files.open_output_stream(f"{path}/.real.lock/{dead}") as stream:
-            stream.write(b"dead")
-    start = time.monotonic()
-    with pytest.warns(UserWarning, match="real: another command"), exclusive(f"{s3}/sets/real"):
-        assert 3.5 < time.monotonic() - start < 15
-        taken = threading.Event()
-
-        def wait() -> None:
-            with exclusive(f"{s3}/sets/real"):
-                taken.set()
-
-        other = threading.Thread(target=wait)
-        other.start()
-        assert not taken.wait(7), "its owner gives signs of life"
-    assert taken.wait(5)
-    other.join()

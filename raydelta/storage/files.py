@@ -1,22 +1,21 @@
-"""Local paths and storage addresses (``s3://…``): read, joined, opened, locked, and written whole or not at all."""
+"""Local paths and storage addresses (``s3://…``): read, joined, opened, and written whole or not at all."""
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -42,6 +41,8 @@ SCHEMES: dict[str, frozenset[str] | None] = {
 A stranger's file may name addresses. fsspec has more schemes, which follow references to other servers or run
 templates, and an option may name the server that the credentials of this machine are sent to.
 """
+TIMEOUTS = {"connect_timeout": 4.0, "request_timeout": 8.0}
+"""Seconds for a connection, and without a byte, before S3 is asked again; three times make less than 30 s."""
 AZURE = (".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net", ".fabric.microsoft.com")
 
 
@@ -72,6 +73,92 @@ def without_secrets(uri: str | Path) -> str:
         return "::".join(without_secrets(part) for part in str(uri).split("::"))
     parts = urlsplit(str(uri))
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
+def address_of(path: Path) -> str | None:
+    """What a path in the local copy of a bucket (``bucket.open_runs``) stands for; None for any other path."""
+    for number, part in enumerate(path.parts):
+        if "%3A%2F%2F" in part:  # "://", which no other folder has in its name
+            return (
+                join(unquote(part), "/".join(path.parts[number + 1 :])) if path.parts[number + 1 :] else unquote(part)
+            )
+    return None
+
+
+def shown(path: Path) -> str:
+    """A path as the user knows it: in the local copy of a bucket its address."""
+    return address_of(path) or str(path)
+
+
+def locate(path: Path) -> tuple[pyarrow.fs.FileSystem, str] | None:
+    """The file system of a bucket, and the path in it, that a path in its local copy stands for; None for others."""
+    for number, part in enumerate(path.parts):
+        if "%3A%2F%2F" in part:
+            files, base = open_address(unquote(part))
+            return files, "/".join([base, *path.parts[number + 1 :]])
+    return None
+
+
+def put(source: Path, files: pyarrow.fs.FileSystem, path: str) -> None:
+    """Upload a file of a local copy; from then on it is known to be what is in the bucket."""
+    upload(source, files, path)
+    stamp(source, files.get_file_info(path))
+
+
+STAMP = 314_159_265
+"""Nanoseconds in the time of a local file that is what is in the bucket: any later change of it has others."""
+
+
+def stamp(local: Path, info: pyarrow.fs.FileInfo) -> None:
+    """Give a local file the store's time, and the mark of one that is as it is there."""
+    time_ns = (info.mtime_ns or 0) // 10**9 * 10**9 + STAMP
+    os.utime(local, ns=(time_ns, time_ns))
+
+
+def is_same(local: Path, info: pyarrow.fs.FileInfo | None = None) -> bool:
+    """Whether a local file is what was in the bucket when it was last looked at; with ``info``, whether it still is."""
+    try:
+        found = local.stat()
+    except FileNotFoundError:
+        return False
+    if found.st_mtime_ns % 10**9 != STAMP:
+        return False
+    return info is None or (found.st_size == info.size and found.st_mtime_ns // 10**9 == (info.mtime_ns or 0) // 10**9)
+
+
+class Away(UserError):  # noqa: N818 - it may come back
+    """Storage that cannot be reached now."""
+
+
+NO_RIGHT = (
+    r"ACCESS_DENIED|[Aa]ccess ?[Dd]enied|FORBIDDEN|Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|AuthenticationFailed|"
+    r"INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|TOKEN|\b40[13]\b"
+)
+NO_BUCKET = (
+    "NO_SUCH_BUCKET|RESOURCE_NOT_FOUND during (Create|List|Put)|[Tt]he specified (bucket|container) does not exist"
+)
+"""What stores say: Arrow hands on their words."""
+
+
+def explain(address: str, error: OSError) -> UserError:
+    """What went wrong with a store, and what to do."""
+    text, where = str(error), without_secrets(address)
+    bucket = "://".join((urlsplit(where).scheme, urlsplit(where).netloc))
+    if re.search(NO_RIGHT, text):
+        return UserError(
+            f"{where}: no right to it; the credentials of this machine (AWS_ACCESS_KEY_ID and so on, or the machine's "
+            f"role) have to list, read, write and delete in {bucket}: {_brief(text)}"
+        )
+    if re.search(NO_BUCKET, text):
+        return UserError(f"{where}: there is no bucket {bucket}; make it, or check its name and AWS_REGION")
+    return Away(
+        f"{where}: {bucket} cannot be reached, or does not take it; check the network and AWS_ENDPOINT_URL, and run "
+        f"the same command again when it answers: {_brief(text)}"
+    )
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def open_address(uri: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -126,6 +213,9 @@ def _open_remote(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
             files, base = pyarrow.fs.FileSystem.from_uri(f"fsspec+{address}")
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{without_secrets(address)}: no way to read such an address: {error}") from error
+    if isinstance(files, pyarrow.fs.S3FileSystem):  # by itself it waits minutes for a server that says nothing
+        build, (options,) = files.__reduce__()
+        files = build({**options, **TIMEOUTS})
     return files, base.rstrip("/")
 
 
@@ -164,9 +254,6 @@ def upload(source: Path, files: pyarrow.fs.FileSystem, path: str) -> None:
 AWAY = 180.0
 """Seconds that storage may be away before a training gives up."""
 
-LEASE = 30.0
-"""Seconds without a sign of life after which a lock in an object store is taken from its owner."""
-
 
 def fingerprint(inputs: Any) -> str:
     """Ten hex digits that stand for anything that is JSON."""
@@ -174,16 +261,22 @@ def fingerprint(inputs: Any) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    beside = _beside(path)
+    """Write a file whole or not at all; one in the local copy of a bucket, in the bucket first."""
+    beside, remote = _beside(path), locate(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        if remote is not None:
+            try:
+                put(beside, *remote)
+            except OSError as error:
+                raise explain(shown(path), error) from error
         beside.replace(path)
     except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def replace_directory(source: Path, target: Path) -> None:
@@ -220,208 +313,37 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name.encode()[:200].decode(errors='ignore')}.{secrets.token_hex(4)}")
 
 
-@contextlib.contextmanager
-def exclusive(target: str | Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a directory or data set, which need not exist yet; wait, and warn, while another process does.
-
-    Whoever waited finds what the other has finished, and has to look for it. The lock of a dead owner is free: on a
-    disk and on NFS the kernel and the server see to that; in an object store it is free after ``LEASE`` seconds.
-
-    Args:
-        wait: False raises BlockingIOError instead; for a local directory only.
-
-    Raises:
-        UserError: the folder around the target cannot be written.
-    """
-    with _locked_object(str(target)) if is_remote(target) else _locked_file(Path(target), wait):
-        yield
-
-
-def is_locked(target: Path) -> bool:
-    """Whether someone holds the lock of a local directory."""
-    try:
-        descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _tell_waiting(target: str | Path) -> None:
-    name = without_secrets(target).rpartition("/")[2]
-    warnings.warn(f"{name}: another command is making it; waiting for its result", stacklevel=5)
-
-
-class FileLock:
-    """``flock`` on a hidden file beside a directory, removed with the lock. ``exclusive`` is the usual way to it."""
-
-    def __init__(self, target: Path) -> None:
-        self.target, self.path = target, target.with_name(f".{target.name}.lock")
-        self._descriptor: int | None = None
-
-    @property
-    def held(self) -> bool:
-        return self._descriptor is not None
-
-    def acquire(self, wait: bool = True) -> None:
-        """As ``exclusive``: BlockingIOError if another process holds it, and this is not to wait."""
-        told = False
-        while self._descriptor is None:
-            try:
-                self._descriptor = self._try()
-            except BlockingIOError:
-                if not wait:
-                    raise
-                if not told:
-                    _tell_waiting(self.target)
-                    told = True
-                time.sleep(0.5)
-            except OSError as error:
-                raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-
-    def _try(self) -> int | None:
-        """The descriptor that holds the lock; None: its last owner removed the file meanwhile."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_lock(self.path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                reason = f"{self.path.parent}: knows no locks ({error.strerror}); run one command at a time"
-                warnings.warn(reason, stacklevel=5)
-                return descriptor
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        return None
-
-    def release(self) -> None:
-        """Give it back; nothing if it is not held."""
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):  # the storage may be away
-                self.path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-@contextlib.contextmanager
-def _locked_file(target: Path, wait: bool) -> Iterator[None]:
-    lock = FileLock(target)
-    lock.acquire(wait)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except PermissionError as error:
-        with contextlib.suppress(FileNotFoundError):  # a colleague's, which can be waited for without writing to it
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        raise error
-
-
-@contextlib.contextmanager
-def _locked_object(address: str) -> Iterator[None]:
-    """Tickets as in Lamport's bakery (CACM 1974): all it asks of a store is that what was written is listed at once.
-
-    ``choosing-ID`` stands for a process that is about to take a ticket, ``NUMBER-ID`` for its ticket; the lowest has
-    the lock. Both are written again as long as the process lives.
-    """
-    if urlsplit(address).scheme in ("http", "https"):
-        raise UserError(f"{without_secrets(address)}: a web server can only be read from")
-    files, base = open_address(address)
-    folder, own = f"{base.rpartition('/')[0]}/.{base.rpartition('/')[2]}.lock", secrets.token_hex(8)
-
-    def put(name: str) -> None:
-        with files.open_output_stream(f"{folder}/{name}") as stream:
-            stream.write(own.encode())
-
-    def present() -> dict[str, int | None]:
-        found = files.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
-        return {info.base_name: info.mtime_ns for info in found if info.is_file}
-
-    def is_ahead(name: str) -> bool:
-        return name.startswith("choosing") or name < held[0]
-
-    def remove(name: str) -> None:
-        with contextlib.suppress(OSError):
-            files.delete_file(f"{folder}/{name}")
-
-    held, ended = [f"choosing-{own}"], threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(LEASE / 6):
-            with contextlib.suppress(OSError):  # the storage may be away
-                alive = present()
-                for name in held:
-                    if name in alive:
-                        put(name)
-
-    try:
-        put(held[0])
-        threading.Thread(target=beat, daemon=True).start()
-        number = 1 + max((int(name.partition("-")[0]) for name in present() if name[0].isdigit()), default=0)
-        held.append(f"{number:012d}-{own}")
-        put(held[1])
-        remove(held.pop(0))
-        seen: dict[str, tuple[int | None, float]] = {}  # name → when it was last written, and since when we know that
-        while ahead := {name: at for name, at in present().items() if own not in name and is_ahead(name)}:
-            if not seen:
-                _tell_waiting(address)
-            now = time.monotonic()  # clocks of machines differ, so only this one counts
-            for name, at in ahead.items():
-                if name not in seen or seen[name][0] != at:
-                    seen[name] = (at, now)
-                elif now - seen[name][1] > LEASE:
-                    remove(name)
-            time.sleep(0.5)
-    except OSError as error:
-        ended.set()
-        for name in held:
-            remove(name)
-        raise UserError(f"{without_secrets(address)}: cannot be written: {error}") from error
-    try:
-        yield
-    finally:
-        ended.set()
-        remove(held[0])
-
-
 def patiently(folder: Path, write: Callable[[], None] = lambda: None) -> None:
-    """Write something below a folder; while that folder is away (a mount, a server), wait for it and write again.
+    """Write something below a folder; while that is away (a mount, a server, a bucket), wait and write again.
 
     Raises:
         UserError: it was away for longer than ``AWAY``.
     """
     deadline = time.monotonic() + AWAY
     failed = warned = False
+    remote = address_of(folder)
     while True:
+        away: UserError = Away(f"{folder}: away")
+        if remote is not None:
+            folder.mkdir(parents=True, exist_ok=True)  # the first training of this machine
         if folder.is_dir() and os.access(folder, os.W_OK):  # else it would be made anew where a mount was
             try:
                 return write()
+            except Away as error:
+                away = error
             except (OSError, UserError):
                 if failed:  # twice, and the folder is there: the fault is another
                     raise
                 failed = True
-        else:
-            failed = False
-            if time.monotonic() > deadline:
-                raise UserError(f"{folder}: away for {AWAY:g} s; run the same command again when it is back")
-            if not warned:
-                warnings.warn(f"{folder}: away; waiting for it", stacklevel=2)
-                warned = True
+                time.sleep(1)
+                continue
+        failed = False
+        if time.monotonic() > deadline:
+            kept = f"; what could not be brought there is kept in {folder}" if remote is not None else ""
+            raise UserError(
+                f"{shown(folder)}: away for {AWAY:g} s; run the same command again when it is back{kept}"
+            ) from away
+        if not warned:
+            warnings.warn(f"{shown(folder)}: away; waiting for it", stacklevel=2)
+            warned = True
         time.sleep(1)
