@@ -6,6 +6,7 @@ No weight changes, and no label is used.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,10 @@ class BlendTraining:
         self.share, self.place = share, place
         self.expert = freeze(expert).to(place.device)
         self.adapted = copy.deepcopy(self.expert)
+        if not _norms(self.adapted):
+            warnings.warn(
+                "the expert has no batch norm that can be changed: *blended* is the expert as it is", stacklevel=2
+            )
         for norm in _norms(self.adapted):
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over all batches

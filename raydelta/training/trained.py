@@ -23,11 +23,14 @@ def load_segmenter(directory: Path, classes: int) -> nn.Module:
     """The segmenter of a complete expert or baseline stage, on the CPU."""
     fetch(directory, age=60)
     path = directory / "checkpoint"
-    own = next(directory.glob(f"{OWN}*"), None)
+    config, own = checkpoint.read_config(path), next(directory.glob(f"{OWN}*"), None)
     if own is not None:
-        config, job = checkpoint.read_config(path), read_job(directory)
-        return load_own_expert(own, config.expert, config.segmenter, job.taxonomy.classes)
-    network = build_segmenter(checkpoint.read_config(path).segmenter, classes, pretrained=False)
+        return load_own_expert(own, config.expert, config.segmenter, read_job(directory).taxonomy.classes)
+    job = read_job(directory) if config.expert.model is not None else None
+    if job is not None and job.kind == "blended" and job.expert is not None:  # the user's network, other statistics
+        network = load_segmenter(job.expert, classes)
+    else:
+        network = build_segmenter(config.segmenter, classes, pretrained=False)
     network.load_state_dict(checkpoint.read_weights(path, "segmenter"))
     return network
 

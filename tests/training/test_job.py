@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -321,10 +322,16 @@ def test_an_expert_of_the_users_guides_is_never_changed_and_travels_with_the_run
     images = torch.rand(2, 3, HEIGHT, WIDTH) * 2 - 1
     torch.testing.assert_close(load_model(own, HERE).predict(images), load_model(expert[0], HERE).predict(images))
 
-    kinds: tuple[Kind, ...] = ("translator", "joint training", "colours matched")
+    kinds: tuple[Kind, ...] = ("translator", "joint training", "colours matched", "blended")
     jobs = {kind: make_job(kind, at, runs, own.directory) for kind in kinds}
-    for job in jobs.values():
-        train_job(job)
+    for kind, job in jobs.items():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            train_job(job)
+        blind = kind == "blended" and suffix == "pt2"  # its batch norms are operations of a graph
+        assert any("batch norm" in str(each.message) for each in said) == blind
+    blended = load_model(jobs["blended"], HERE).predict(images)
+    assert torch.allclose(blended, load_model(own, HERE).predict(images), atol=1e-5) == (suffix == "pt2")
     before = file.read_bytes()
     file.unlink()
     moved = folder / f"moved {suffix}"
