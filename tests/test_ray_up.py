@@ -307,6 +307,48 @@ def test_a_sweep_across_the_hosts(up: Laptop, buckets: Any) -> None:
     assert not [name for name, content in kept.items() if TOKEN.encode() in content]
 
 
+def test_a_sweep_that_is_killed_goes_on_past_a_damaged_checkpoint_in_the_bucket(up: Laptop, buckets: Any) -> None:
+    """Every process of the sweep is killed, on all hosts; then a bit of its last checkpoint flips in the bucket."""
+    space = up.folder / "killed.yaml"
+    tree = {"search": {"guidance.weight": {"grid": [0.7]}}, "trials": 1, "scheduler": "none"}
+    space.write_text(yaml.safe_dump(tree | {"table": {"methods": ["guided"]}, "resources": {"workers": 1, "cpus": 1}}))
+    arguments = ["tune", space, "--cluster", up.cluster, *TINY_ARGUMENTS, "translator.steps=1000"]
+    arguments += ["compute.report_every=25", "compute.checkpoint_every=50"]
+    arguments += ["--synthetic", "s3://sets/synthetic", "--real", "s3://sets/real"]
+    command = [str(part) for part in (sys.executable, "-m", "raydelta.cli", *arguments)]
+    log = up.folder / "killed.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, env=up.environment)
+
+    def checkpoints() -> list[str]:
+        """Those of the trial that are whole, the last one first."""
+        listed = buckets.list_objects_v2(Bucket="runs", Prefix="all/unfinished/translator-").get("Contents", [])
+        found = [item["Key"].rpartition("/")[0] for item in listed if item["Key"].endswith("/meta.json")]
+        return sorted(found, key=lambda name: int(name.rpartition("-")[2]), reverse=True)
+
+    deadline = time.monotonic() + 400
+    while len(checkpoints()) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    kill = "ps -e -o pid=,args= | grep -E 'ray::|raydelta' | grep -v grep | awk '{print $1}' | xargs -r kill -9"
+    for ip in IPS:  # each sees its own processes alone
+        up.ssh(ip, f"{kill}; true")
+    assert process.wait(timeout=120) == 1, log.read_text()
+    time.sleep(2)
+    before = checkpoints()
+    key = f"{before[0]}/networks.safetensors"
+    content = bytearray(buckets.get_object(Bucket="runs", Key=key)["Body"].read())
+    content[-1000] ^= 1
+    buckets.put_object(Bucket="runs", Key=key, Body=bytes(content))
+
+    output = up.raydelta(*arguments, timeout=1200)
+    assert re.search(r"guided .*4 \+ 2", output), output
+    said = "".join(up.ssh(ip, "cat /tmp/ray/session_latest/logs/*.err || true") for ip in IPS)
+    last, earlier = (name.rpartition("/")[2] for name in before[:2])
+    assert re.search(rf"{last}/networks\.safetensors: damaged.*going on from {earlier}", said), said[-3000:]
+    assert not checkpoints(), "what is finished is no longer kept"
+
+
 def test_down_leaves_nothing_running(up: Laptop) -> None:
     up.ray("down", "-y", up.cluster)
     for ip in IPS:
