@@ -358,4 +358,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _changed(directory: Path) -> datetime:
-    return datetime.fromtimestamp(max(path.stat().st_mtime for path in [directory, *directory.glob("*")]))
+    found = [directory, *directory.glob("*")]
+    if address_of(directory) is not None:  # a folder of the copy is as old as the copy
+        found = [path for path in found if path.is_file()] or found
+    return datetime.fromtimestamp(max(path.stat().st_mtime for path in found))

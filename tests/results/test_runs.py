@@ -19,6 +19,8 @@ from raydelta.results.runs import (
     resolve_run,
 )
 from raydelta.results.table import write_table
+from raydelta.storage.bucket import open_copy, open_runs, publish
+from raydelta.storage.files import shown
 from raydelta.storage.locks import exclusive
 from raydelta.training.curve import format_curve
 from tests.sweep import make_rows, make_sweep
@@ -167,3 +169,42 @@ def test_prune_leaves_every_finished_stage_and_what_runs(runs: Path) -> None:
     assert find_leftovers(runs) == []
     shutil.rmtree(runs)
     assert find_leftovers(runs) == []
+
+
+@pytest.fixture
+def published(runs: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same runs in a bucket, published by another machine."""
+    address = f"{s3}/{tmp_path.name}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    copy = open_copy(address)
+    for name in ("expert-1", "translator-a", "tune-made-0123456789", "unfinished", "translator-b"):
+        shutil.copytree(runs / name, copy / name)
+        publish(copy / name)
+        time.sleep(1.1)  # a store tells times by the second
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    return address
+
+
+def test_runs_in_a_bucket_are_listed_compared_and_pruned(published: str, runs: Path) -> None:
+    def summary(where: str | Path) -> list[tuple[object, ...]]:
+        return [(run.name, run.kind, run.state, run.part_of, run.miou, run.progress) for run in list_runs(where)]
+
+    assert sorted(map(str, summary(published))) == sorted(map(str, summary(runs)))
+    assert list_runs(published)[0].name == "translator-b", "the newest first"
+    assert resolve_run("latest", published).name == "translator-b"
+    here = compare_runs(runs / "translator-a", runs / "translator-b")
+    assert compare_runs(*(resolve_run(f"{published}/{name}") for name in ("translator-a", "translator-b"))) == here
+    with pytest.raises(
+        UserError, match=rf"{published}/translator-x: no such run; raydelta runs --runs {published} lists"
+    ):
+        resolve_run(f"{published}/translator-x")
+    with pytest.raises(UserError, match=rf"neither here nor in {published}; did you mean translator-a"):
+        resolve_run("translator-aa", published)
+
+    with exclusive(open_runs(published) / "student-c"):
+        assert find_leftovers(published) == [], "a command works there"
+    found = find_leftovers(published)
+    assert next(shown(leftover.path) for leftover in found) == f"{published}/unfinished/student-c"
+    assert prune(found) == sum(leftover.bytes for leftover in found) > 0
+    assert find_leftovers(published) == []
+    assert {run.state for run in list_runs(published)} == {"finished"}
