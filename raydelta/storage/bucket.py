@@ -99,8 +99,10 @@ def open_run(address: str) -> Path:
 
 
 def as_local(run: str | Path) -> Path:
-    """A run's directory, or the local copy of one in a bucket."""
-    return open_run(str(run)) if is_remote(run) else Path(run).expanduser()
+    """A run's directory, or the local copy of one in a bucket, with what is light in it."""
+    path = open_run(str(run)) if is_remote(run) else Path(run).expanduser()
+    fetch(path, light=True, age=60)
+    return path
 
 
 _fetched: dict[Path, float] = {}

@@ -91,6 +91,8 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no checkpoint there, a damaged one, or one of a newer format.
     """
+    if not (path / "meta.json").exists():
+        fetch(path, light=True)
     try:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:

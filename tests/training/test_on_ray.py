@@ -13,9 +13,10 @@ from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import TrainingError, UserError
 from raydelta.results.evaluate import evaluate_job
+from raydelta.storage.bucket import names_in, open_runs
 from raydelta.training import checkpoint, on_ray
 from raydelta.training.curve import CURVE, read_curve
-from raydelta.training.job import Job, make_job
+from raydelta.training.job import Job, make_job, read_job
 from raydelta.training.on_ray import choose_workers, train_on_ray
 from raydelta.training.run import train_here
 from tests.tiny import TINY
@@ -87,6 +88,23 @@ def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, c
     assert [report["step"] for report in curve] == list(range(2, length + 1, 2)), "whole, each step once"
     assert not (tmp_path / "unfinished" / job.directory.name).exists()
     assert {row.images_of for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_runs_in_a_bucket(
+    workers: int, config: Config, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    address = f"{s3}/workers-{workers}"
+    job = expert(config, open_runs(address, write=True), **{"compute.workers": workers})
+    steps: list[int] = []
+    train_on_ray(job, lambda metrics: steps.append(metrics["step"]))
+    assert steps == [2, 4, 6]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    found = read_job(open_runs(address) / job.directory.name)
+    assert [report["step"] for report in read_curve(found.directory / CURVE)] == [2, 4, 6]
+    assert checkpoint.read_weights(found.directory / "checkpoint", "segmenter")
+    assert names_in(open_runs(address) / "unfinished") == []
 
 
 def test_killed_while_it_is_published(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

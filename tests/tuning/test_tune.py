@@ -192,6 +192,6 @@ def test_a_sweep_in_a_bucket(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "three"))
     capsys.readouterr()
-    again = tune(space, TINY_ARGUMENTS, runs=address)
+    again = tune(space, TINY_ARGUMENTS, runs=address, resume=True)
     assert again.rows == outcome.rows
     assert find_leftovers(address) == []
