@@ -4,6 +4,7 @@ Tune keeps its callbacks as pickles beside the sweep and takes them from there w
 that is open.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from raydelta.config import Config, flatten
 from raydelta.progress import Progress
 from raydelta.results.gallery import draw_trainings
 from raydelta.results.row import Row
+from raydelta.storage.files import Away
 from raydelta.training.job import Job
 from raydelta.training.run import prune
 from raydelta.tuning import trackers
@@ -93,8 +95,9 @@ def prune_trials(job_of: Callable[[dict[str, Any]], Job]) -> Any:
 
         def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
             for name in self._worse():
-                if prune(job_of(self.ended[name])):  # else its process holds the lock for a moment more
-                    del self.ended[name]
+                with contextlib.suppress(Away):  # the bucket; it can wait
+                    if prune(job_of(self.ended[name])):  # else its process holds the lock for a moment more
+                        del self.ended[name]
 
         def on_experiment_end(self, trials: Any, **info: Any) -> None:
             deadline = time.monotonic() + 8
