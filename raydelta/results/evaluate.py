@@ -44,7 +44,7 @@ def evaluate(run: str | Path) -> list[Row]:
     """The test table of a finished training; ``table.json`` and ``table.csv`` are written into its directory.
 
     Args:
-        run: directory or name of the training, or ``latest``.
+        run: directory, address or name of the training, or ``latest``.
 
     Raises:
         UserError: no finished training, or its photographs have no labelled test or val split.

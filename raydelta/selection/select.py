@@ -59,7 +59,7 @@ def select(
     """Choose what to label next for a finished translator, and write it.
 
     Args:
-        run: directory or name of a translator, or of a sweep: its best one; or ``latest``.
+        run: directory, address or name of a translator, or of a sweep: its best one; or ``latest``.
         count: images, or with a grid cells.
         out: output directory; by default one in the run's directory.
         grid: columns and rows of the cells that are chosen in place of whole images; a strategy for cells has its own.

@@ -21,7 +21,7 @@ def train_expert(config: Config, runs: str | Path = "runs") -> Job:
 
     Args:
         config: from ``load_config``.
-        runs: output directory.
+        runs: output directory, or a bucket (``s3://bucket/runs``).
 
     Returns:
         the finished job; its ``directory`` holds the checkpoint.
@@ -38,7 +38,7 @@ def train_translator(config: Config, runs: str | Path = "runs") -> Job:
 
     Args:
         config: from ``load_config``.
-        runs: output directory.
+        runs: output directory, or a bucket (``s3://bucket/runs``).
 
     Returns:
         the finished job; its ``directory`` holds the checkpoint.

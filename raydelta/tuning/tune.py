@@ -76,7 +76,7 @@ def tune(
         overrides: ``section.field=value`` for a config field or one of the space (``trials=4``).
         preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
         config_file: YAML file with config fields, or its address.
-        runs: output directory.
+        runs: output directory, or a bucket (``s3://bucket/runs``).
         resume: continue a sweep that was stopped, with what its scheduler and search know; else it is begun anew, but
             no training is: finished ones stay, unfinished ones go on from their last checkpoint.
         announce: called with the cluster and the preset before the work starts.
