@@ -28,7 +28,7 @@ class BlendTraining:
         self.adapted = copy.deepcopy(self.expert)
         if not _norms(self.adapted):
             warnings.warn(
-                "the expert has no batch norm that can be changed: *blended* is the expert as it is", stacklevel=2
+                "the expert has no batch norm that can be changed: the row blended is the expert as it is", stacklevel=2
             )
         for norm in _norms(self.adapted):
             norm.reset_running_stats()
