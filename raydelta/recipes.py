@@ -29,7 +29,13 @@ Compared = Literal[
 """What the translator is compared with."""
 
 MethodName = Literal[
-    "unguided", "guided", "taught", Compared, "guided, shuffled labels", "joint training, shuffled labels"
+    "unguided",
+    "guided",
+    "taught",
+    Compared,
+    "mean teacher, two views",
+    "guided, shuffled labels",
+    "joint training, shuffled labels",
 ]
 """Rows of the table; ``METHODS`` says what each is made of."""
 
@@ -124,6 +130,7 @@ class Method:
 UNGUIDED = {"guidance.weight": 0.0}
 SHUFFLED = {"labels.shuffle": True}
 TAUGHT = {"guidance.teacher": "mean teacher"}
+TWO_VIEWS = {"self_training.mixing": "boxes", "self_training.views": 2, "self_training.confidence": 0.95}
 METHODS: dict[str, Method] = {
     "unguided": Method("translator", UNGUIDED, "frozen"),
     "guided": Method("translator", {"guidance.teacher": None}, "frozen"),
@@ -131,6 +138,7 @@ METHODS: dict[str, Method] = {
     **{name: Method(name) for name in get_args(Compared)},
     "blended": Method("blended", family="frozen"),
     "colours matched": Method("colours matched", family="frozen"),
+    "mean teacher, two views": Method("mean teacher", TWO_VIEWS),
     "guided, shuffled labels": Method("translator", SHUFFLED, "frozen"),
     "joint training, shuffled labels": Method("joint training", SHUFFLED),
 }

@@ -186,5 +186,10 @@ def method_of(job: Job) -> str:
         return "synthetic only"
     unguided = job.kind == "translator" and job.config.guidance.weight == 0
     taught = job.config.guidance.teacher is not None
-    name = {"translator": "unguided" if unguided else "taught" if taught else "guided"}.get(job.kind, job.kind)
+    twice = job.config.self_training.views == 2
+    names = {
+        "translator": "unguided" if unguided else "taught" if taught else "guided",
+        "mean teacher": "mean teacher, two views" if twice else "mean teacher",
+    }
+    name = names.get(job.kind, job.kind)
     return f"{name}, shuffled labels" if job.config.labels.shuffle and not unguided else name

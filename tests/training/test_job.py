@@ -304,6 +304,15 @@ def test_a_taught_translator_learns_from_a_students_labels_of_photographs_too(co
     assert guided.batches == {"synthetic": 2, "real": 2, "labelled": 8}
 
 
+def test_two_views_are_a_row_of_their_own(config: Config) -> None:
+    jobs = {}
+    for name in ("mean teacher", "mean teacher, two views"):
+        at = override(config, METHODS[name].overrides)
+        jobs[name] = make_job(METHODS[name].kind, at, Path("runs"), Path("runs/expert-1"))
+        assert method_of(jobs[name]) == name
+    assert len({job.directory for job in jobs.values()}) == 2
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt2"])
 def test_an_expert_of_the_users_guides_is_never_changed_and_travels_with_the_runs(
     config: Config, expert: Trained, folder: Path, suffix: str
