@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from raydelta.cli.options import (
+    Json,
     numbers,
     progress_of,
 )
@@ -116,12 +117,14 @@ def data_import(
 
 
 @app.command("check")
-def data_check(data_set: Annotated[str, typer.Argument(help="Data set: folder or address.")]) -> None:
+def data_check(
+    data_set: Annotated[str, typer.Argument(help="Data set: folder or address.")], as_json: Json = False
+) -> None:
     """Verify every shard against the manifest and print the class histogram; exit code 1 if anything is wrong."""
-    from raydelta.data.checking import check, format_report
+    from raydelta.data import checking
 
-    report = check(data_set)
-    print(format_report(report))
+    report = checking.check(data_set)
+    print(checking.as_json(report) if as_json else checking.format_report(report))
     if report.problems:
         raise typer.Exit(1)
 

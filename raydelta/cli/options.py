@@ -1,8 +1,10 @@
 """Options that several commands share, and what they do with them."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +78,7 @@ def data_overrides(synthetic: str | None, real: str | None) -> list[str]:
 def print_table(rows: "list[Row]") -> None:
     from rich.console import Console
 
-    from raydelta.results.table import format_table
+    from raydelta.results.table import format_table, pretrained_note
 
     print()
     console = Console()
@@ -85,6 +87,13 @@ def print_table(rows: "list[Row]") -> None:
     console.print(format_table(rows, with_classes=console.width >= 150))
     if any(iou is None for row in rows for iou in row.per_class.values()):
         print("–  class absent from labels and predictions; left out of the mean")
+    if note := pretrained_note(rows):
+        print(note)
+
+
+def print_as_json(content: Any) -> None:
+    """A dataclass as JSON."""
+    print(json.dumps(asdict(content), indent=1, default=str))  # paths are texts
 
 
 def print_json(path: Path) -> None:

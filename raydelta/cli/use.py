@@ -3,16 +3,21 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raydelta.cli.options import (
+    Json,
     Method,
     Runs,
     TrainedRun,
     numbers,
+    print_as_json,
 )
+
+if TYPE_CHECKING:
+    from raydelta.deploy.predict import Predicted
 
 app = typer.Typer()
 
@@ -55,6 +60,7 @@ def select(
     ] = False,
     sets: Annotated[int, typer.Option(min=2, help="With --headroom: how many random label sets.")] = 16,
     runs: Runs = "runs",
+    as_json: Json = False,
 ) -> None:
     """Choose which photographs to label next; writes tasks for CVAT and Label Studio, and a contact sheet.
 
@@ -67,13 +73,16 @@ def select(
     if headroom:
         from raydelta.selection.headroom import measure_headroom
 
-        for line in measure_headroom(directory, count, sets).lines():
-            print(line)
+        found = measure_headroom(directory, count, sets, announce=_announce)
+        print(found.model_dump_json(indent=1) if as_json else "\n".join(found.lines()))
         return
     assert count is not None  # _check_count
     from raydelta.selection.select import select
 
     chosen = select(directory, count, strategy, out=out, grid=grid, window=window)
+    if as_json:
+        print_as_json(chosen)
+        return
     print(f"chosen       {chosen.directory / 'selection.csv'}")
     print(f"pictures     {chosen.directory / 'sheet.png'}")
     print(f"to label     {chosen.directory / 'images'} (for Label Studio and CVAT: docs/selection.md)")
@@ -108,6 +117,7 @@ def predict(
         typer.Option(help="WxH, predicted at once, in pixels at the scale of training. Default: twice the training's."),
     ] = None,
     runs: Runs = "runs",
+    as_json: Json = False,
 ) -> None:
     """Write masks for photographs and videos."""
     size = numbers(window, "x", 2, "--window") if window else None
@@ -125,6 +135,15 @@ def predict(
         batch=batch,
         window=size,
     )
+    if as_json:
+        print_as_json(done)
+    else:
+        _print_predicted(done, taxonomy)
+    if done.skipped and done.images == done.before == 0:
+        raise typer.Exit(1)
+
+
+def _print_predicted(done: "Predicted", taxonomy: str | None) -> None:
     print(f"model        {_named(done.method, done.model)}")
     if done.void:
         print(f"void         {', '.join(done.void)}: {taxonomy} has no such class")
@@ -134,8 +153,6 @@ def predict(
         print(f"written      {path}")
     if done.directory is not None:
         print(f"masks        {done.directory}: {done.images} written, {done.before} inputs were done before")
-    if done.skipped and done.images == done.before == 0:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -153,14 +170,26 @@ def export(
             "--preprocessor", metavar="", help="Only what photographs go through before the expert that you keep: R2S."
         ),
     ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload it to the Hugging Face hub; a new repository is private."),
+    ] = None,
     runs: Runs = "runs",
+    as_json: Json = False,
 ) -> None:
     """Write a trained model as ONNX, torch.export and safetensors, checked on photographs, with a model card."""
     sys.stderr.write(f"export       loading {run}\n")
     from raydelta.deploy.export import export
+    from raydelta.deploy.hub import check_hub, push
     from raydelta.results.runs import resolve_run
 
+    if push_to_hub is not None:
+        check_hub(push_to_hub)
     done = export(resolve_run(run, runs), out, method, images or (), preprocessor=preprocessor)
+    pushed = push(out, push_to_hub) if push_to_hub is not None else None
+    if as_json:
+        print_as_json(done)
+        return
     print(f"model              {_named(done.method, done.model)}")
     print(f"checked on         {done.images}")
     for check in done.checks:
@@ -170,7 +199,13 @@ def export(
             f"(torch {check.torch_seconds:.3f} s)"
         )
     print(f"card               {out / 'README.md'}")
+    if pushed is not None:
+        print(f"pushed             {pushed}")
 
 
 def _named(method: str | None, model: str) -> str:
     return f"{method} ({model})" if method else model
+
+
+def _announce(cost: str) -> None:
+    sys.stderr.write(f"{cost}\n")

@@ -1,6 +1,7 @@
 """Checking a data set: every byte of it against its manifest and the rules of the format."""
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +96,32 @@ def format_report(report: CheckReport) -> str:
         lines += ["", *(f"warning: {doubt}" for doubt in report.doubts)]
     lines += ["", *(report.problems or ["no problem found"])]
     return printable("\n".join(lines))
+
+
+def as_json(report: CheckReport) -> str:
+    """The same as JSON: pixels of each class in place of their shares."""
+    manifest = report.manifest
+    names = [*manifest.taxonomy.classes, "void"]
+    splits = {
+        name: {
+            "images": split.rows,
+            "labelled": split.labelled,
+            "shards": len(split.shards),
+            "pixels": dict(zip(names, map(int, report.histogram[name]), strict=True)),
+        }
+        for name, split in manifest.splits.items()
+    }
+    content = {
+        "name": manifest.name,
+        "domain": manifest.domain,
+        "taxonomy": manifest.taxonomy.name,
+        "splits": splits,
+        "published": report.published,
+        "skipped": [{"file": bad.file, "rule": bad.rule} for bad in manifest.skipped],
+        "doubts": report.doubts,
+        "problems": report.problems,
+    }
+    return json.dumps(content, indent=1)
 
 
 def _published(manifest: Manifest) -> dict[str, float]:

@@ -146,6 +146,8 @@ def test_runs_lists_compares_and_prunes(tmp_path: Path) -> None:
         (["tune", "laptop", "labels"], "one search space at a time"),
         (["tune", "translator.batch=0"], "translator.batch = 0"),
         (["tune", "--preset", "huge"], "preset 'huge' does not exist"),
+        (["tune", "segmenter.weights=gone/dino.safetensors"], "gone/dino.safetensors: no such file or folder"),
+        (["train", "expert", "expert.model=gone.pt2"], "expert.model = gone.pt2: no such file or folder"),
         (["train", "expert", "steps"], "'steps' is not of the form"),
         (["evaluate", "nowhere"], "nowhere: no such run"),
         (["select", "nowhere", "--count", "3"], "nowhere: no such run"),
@@ -164,6 +166,9 @@ def test_simulate_check_show_and_a_damaged_shard(tmp_path: Path) -> None:
     target = tmp_path / "set"
     run("data", "simulate", target, "--train", 6, "--test", 2, "--width", 64, "--height", 32)
     assert "no problem found" in run("data", "check", target).stdout
+    told = json.loads(run("data", "check", target, "--json").stdout)
+    assert told["problems"] == [] and told["splits"]["train"]["images"] == 6
+    assert sum(told["splits"]["test"]["pixels"].values()) == 2 * 64 * 32
     pictures = run("data", "show", target, "--out", tmp_path).stdout.split()
     assert len(pictures) == 3
     assert all(Path(picture).stat().st_size > 1000 for picture in pictures)
@@ -172,6 +177,7 @@ def test_simulate_check_show_and_a_damaged_shard(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert shard.name in run("data", "check", target, expect=1).stdout
+    assert shard.name in json.loads(run("data", "check", target, "--json", expect=1).stdout)["problems"][0]
 
 
 def test_import_with_a_new_split_and_other_classes(tmp_path: Path) -> None:
