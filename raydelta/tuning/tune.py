@@ -149,6 +149,11 @@ def open_task(
         raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")
     cluster, preset, config = start(space.config | fields, preset, config_file, announce)
     trial_resources(space, cluster)
+    if space.search and (config.guidance.teacher is not None or "guidance.teacher" in space.search):
+        raise UserError(
+            "guidance.teacher: no trial trains a teacher first; search without it, and the row taught is trained with "
+            "one after the search (table.methods)"
+        )
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     real = read_manifest(config.data.real)
     if real.splits["train"].labelled == 0:
@@ -159,11 +164,6 @@ def open_task(
     space = within_labels(space, real.splits["train"].labelled - config.labels.validation)
     if space.search and config.labels.validation == 0:
         raise UserError("labels.validation = 0: a sweep needs at least one, they choose the best trial")
-    if space.search and (config.guidance.teacher is not None or "guidance.teacher" in space.search):
-        raise UserError(
-            "guidance.teacher: no trial trains a teacher first; search without it, and the row taught is trained with "
-            "one after the search (table.methods)"
-        )
     if evaluation_split(real) is None:
         warnings.warn(
             f"{config.data.real} has no labelled test or val split: the table will have no rows for photographs",

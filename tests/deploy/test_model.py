@@ -16,7 +16,7 @@ from raydelta.config import save_config
 from raydelta.data.pixels import to_float
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.deploy.model import LoadedModel
-from raydelta.deploy.network import build, read_network
+from raydelta.deploy.network import build, read_network, save
 from raydelta.errors import UserError
 from raydelta.results.pictures import overlay
 from raydelta.results.row import Row
@@ -39,6 +39,16 @@ def test_load_is_the_model_that_was_evaluated(trained: dict[str, Any]) -> None:
             expected = load_model(job, Place(torch.device("cpu"))).predict(to_float(image.permute(0, 3, 1, 2)))
             assert torch.allclose(model.logits(image), expected, atol=1e-5), job.kind
             assert model(image).shape == (1, HEIGHT, WIDTH) and model(image).dtype == torch.uint8
+
+
+def test_matched_colours_are_saved_and_read_again(trained: dict[str, Any], tmp_path: Path) -> None:
+    model = build(trained["colours matched"])
+    save(model, tmp_path)
+    image = torch.from_numpy(photograph(HEIGHT, WIDTH))[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(read_network(tmp_path).logits(image), model.logits(image))
+        untouched = read_network(trained["expert"].directory).logits(image)
+        assert not torch.allclose(untouched, model.logits(image), atol=1e-2)
 
 
 def test_load_takes_the_best_of_a_sweep_or_any_row_of_its_table(trained: dict[str, Any], tmp_path: Path) -> None:

@@ -147,6 +147,16 @@ def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_p
     assert len(list((tmp_path / "runs").glob("translator-*/stage.json"))) == 1
 
 
+def test_a_search_with_a_teacher_is_refused_before_anything_is_made(ray_session: None, tmp_path: Path) -> None:
+    """No trial would train it first."""
+    searched = write_space(tmp_path, search={"guidance.teacher": {"choice": ["mean teacher"]}})
+    (tmp_path / "other").mkdir()
+    for space, more in ((searched, []), (write_space(tmp_path / "other"), ["guidance.teacher=mean teacher"])):
+        with pytest.raises(UserError, match=r"guidance\.teacher: no trial trains a teacher first"):
+            tune(space, [*TINY_ARGUMENTS, *more], runs=tmp_path / "runs")
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_photographs_without_labels_cannot_be_swept(ray_session: None, tmp_path: Path) -> None:
     from PIL import Image
 
