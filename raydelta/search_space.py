@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raydelta.config import Positive, Section, Share, load_config, merge, nest, parse_override, read_yaml, validated
 from raydelta.errors import UserError
@@ -66,6 +66,33 @@ class Resources(Section):
     workers: Positive = 1  # more than one: Ray Train inside the trial
     cpus: Positive = 1  # for each worker
     gpus: Annotated[float, Field(ge=0)] | None = None  # None: one where the cluster has GPUs; fractions share one
+    accelerator_type: str | None = None  # of the GPU, in Ray's words: T4, L4, A100, H100, …
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})  # of ``ray start --resources``, a worker
+
+    @property
+    def others(self) -> dict[str, float]:
+        """What a worker reserves beside CPUs and GPUs."""
+        kind = {f"accelerator_type:{self.accelerator_type}": 0.001} if self.accelerator_type else {}
+        return kind | self.custom
+
+    @model_serializer(mode="wrap")
+    def _without_no_others(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without them it is written as before they were there, so that sweeps keep their names."""
+        return {
+            name: value
+            for name, value in serialise(self).items()
+            if value or name not in ("accelerator_type", "custom")
+        }
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        known = {"CPU": "resources.cpus", "GPU": "resources.gpus", "memory": "nothing, it is not reserved"}
+        for name in self.custom:
+            if name in known or name.startswith(("accelerator_type:", "node:")):
+                raise ValueError(
+                    f"resources.custom.{name}: Ray's own; use {known.get(name, 'resources.accelerator_type')}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_gpu_a_worker(self) -> Self:

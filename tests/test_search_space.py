@@ -3,6 +3,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from raydelta.config import load_config
 from raydelta.errors import UserError
@@ -104,3 +105,13 @@ def test_a_share_of_gpus_that_cannot_be_used_is_refused(
 def test_shares_of_gpus_that_can_be_used() -> None:
     for resources in ({"gpus": 0, "workers": 2}, {"gpus": 0.25}, {"gpus": 1, "workers": 4}):
         assert Space(resources=Resources(**resources))
+
+
+def test_resources_of_other_kinds_leave_older_spaces_as_they_were() -> None:
+    assert Space().model_dump()["resources"] == {"workers": 1, "cpus": 1, "gpus": None}
+    space = Space(resources=Resources(accelerator_type="A100", custom={"nvme": 0.5}))
+    assert Space(**space.model_dump()) == space
+    assert space.resources.others == {"accelerator_type:A100": 0.001, "nvme": 0.5}
+    for name in ("GPU", "accelerator_type:A100", "memory"):
+        with pytest.raises(ValidationError, match="Ray's own"):
+            Resources(custom={name: 1})

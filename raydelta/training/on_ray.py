@@ -1,6 +1,6 @@
-"""A training on a Ray cluster: as a Ray task on one device, or through Ray Train on several.
+"""A training on a Ray cluster: as a Ray task on a CPU, or through Ray Train on a GPU and on several devices.
 
-Ray Train takes 11 to 17 seconds to start, where a task takes 2, so a training on one device is a task.
+Ray Train takes 11 to 17 seconds to start, where a task takes 2: too much for a small training on a CPU.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from raydelta.compute.capacity import capacity
+from raydelta.compute.cluster import set_defaults
 from raydelta.compute.device import find_place
 from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
@@ -61,8 +62,9 @@ def train_on_ray(
 ) -> None:
     """Train a job on ``compute.workers`` workers, GPUs where the cluster has them, and publish it.
 
-    One worker is a Ray task, several are Ray Train. A killed worker is replaced, and the training goes on from the last
-    checkpoint; a rerun after a killed driver too. While another process trains the same job, wait for its result.
+    One worker on a CPU is a Ray task, all else is Ray Train. A killed worker is replaced, and the training goes on from
+    the last checkpoint; a rerun after a killed driver too. While another process trains the same job, wait for its
+    result.
 
     Args:
         large: the large sets, if they are open and shared already.
@@ -89,14 +91,15 @@ def train_on_ray(
     resources.pop("GPU", None)
     if streamed and large is None:
         share_cpus(streamed.values(), ray.cluster_resources().get("CPU", 0) - resources["CPU"] * workers)
-    if workers == 1:
-        settings = {"num_cpus": resources["CPU"], "num_gpus": gpus, "max_retries": MAX_FAILURES}
+    task_alone = workers == 1 and not gpus
+    if task_alone:
+        settings = {"num_cpus": resources["CPU"], "max_retries": MAX_FAILURES}
         task = ray.remote(**settings)(_task).options(name=f"train {job.directory.name}")
         work = partial(_get, task.remote(job, opened, progress))
     else:
         work = partial(_fit, job, _trainer(job, opened, workers, gpus, resources, progress))
     # One on another machine tells what it reports with its checkpoints, if the runs are in a bucket.
-    tell = _follow_bucket(job, on_report) if workers == 1 and address_of(working) else _follow(progress, on_report)
+    tell = _follow_bucket(job, on_report) if task_alone and address_of(working) else _follow(progress, on_report)
     _run_beside(work, tell)
     if not job.done:
         raise TrainingError(f"{job.directory.name}: Ray ended without a finished training; see {working}")
@@ -139,6 +142,7 @@ def _trainer(
     progress: Path,
 ) -> Any:
     """The Ray Train run of a job. It resumes from what a killed one has left under the same path and name."""
+    set_defaults()  # also in a trial, which no command of ours has started
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -153,7 +157,7 @@ def _trainer(
             num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources | ({"GPU": gpus} if gpus else {})
         ),
         run_config=RunConfig(
-            name="train",
+            name=job.directory.name,  # on the dashboard
             storage_path=folder,
             storage_filesystem=files,
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
@@ -234,7 +238,7 @@ def _train_worker(settings: dict[str, Any]) -> TrainingError | None:
         return leaving
 
     try:
-        run_loop(job, large, place, report, _last_of_run(working_directory(job) / "train", place.rank))
+        run_loop(job, large, place, report, _last_of_run(working_directory(job) / job.directory.name, place.rank))
     except TrainingError as error:
         return error
     return None

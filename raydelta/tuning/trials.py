@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,9 @@ CPUs."""
 PAUSED = 5.0
 """Seconds after which a trial that waits in a report counts as paused: then another one may go on with its training."""
 
+KIND = "accelerator_type:"
+"""What Ray calls the resource that a node with a GPU of a kind has."""
+
 ROOM = "run fewer trials at once (`concurrent`), or take a smaller batch or network"
 
 
@@ -56,23 +59,38 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
         UserError: the cluster can never give that.
     """
     wanted = space.resources
+    nodes = [node for node in cluster.resources if all(node.get(k, 0) >= v for k, v in wanted.others.items())]
+    if not nodes:
+        there = {name for node in cluster.resources for name in node if ":" not in name or name.startswith(KIND)}
+        raise UserError(
+            f"resources: a worker needs {_names(wanted.others)}, and no node of the cluster has that; there are "
+            f"{_names(there)}. Correct resources.accelerator_type or resources.custom in the space, or start such nodes"
+        )
+    has = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", *wanted.custom)}
     gpus = wanted.gpus if wanted.gpus is not None else float(cluster.gpus > 0)
-    if gpus * wanted.workers > cluster.gpus or wanted.workers * wanted.cpus > cluster.cpus:
+    each = {"CPU": wanted.cpus, "GPU": gpus} | wanted.others
+    if gpus * wanted.workers > has["GPU"] or wanted.workers * wanted.cpus > has["CPU"]:
         raise UserError(
             f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
-            f"but the cluster can give {cluster.cpus} CPUs and {cluster.gpus} GPUs at most; "
+            f"but the cluster can give {has['CPU']:g} CPUs and {has['GPU']:g} GPUs at most; "
             "lower resources.* in the space, or start more nodes"
         )
-    if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= gpus for node in cluster.resources):
+    if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(
             f"resources: a worker needs {wanted.cpus} CPUs and {gpus:g} GPUs on one node, and no node has that many; "
             "lower resources.cpus or resources.gpus in the space, and raise resources.workers"
         )
-    fits = cluster.cpus // (wanted.workers * wanted.cpus)
-    if gpus:
-        fits = min(fits, int(cluster.gpus / (gpus * wanted.workers)))
-    concurrent = max(1, min(fits, space.concurrent or fits))
-    return {"CPU": wanted.cpus, "GPU": gpus}, concurrent
+    fits = min(int(has[kind] / (each[kind] * wanted.workers)) for kind in has if each[kind])
+    if fits == 0:
+        raise UserError(
+            f"resources: a trial of {wanted.workers} workers needs more {_names(wanted.custom)} than the cluster has; "
+            "lower resources.workers or resources.custom in the space"
+        )
+    return each, max(1, min(fits, space.concurrent or fits))
+
+
+def _names(resources: Iterable[str]) -> str:
+    return ", ".join(sorted(name.removeprefix(KIND) for name in resources))
 
 
 @dataclass(frozen=True)

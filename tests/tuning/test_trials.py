@@ -42,6 +42,30 @@ def test_a_worker_that_fits_no_node_is_refused() -> None:
             trial_resources(Space(resources=resources), cluster)  # type: ignore[arg-type]
 
 
+def test_trials_take_the_gpus_and_resources_that_they_name() -> None:
+    nodes = ({"CPU": 8}, *[{"CPU": 8, "GPU": 4, "accelerator_type:T4": 1}] * 2, {"CPU": 4, "GPU": 2, "nvme": 3})
+    cluster = Cluster(nodes=1, resources=nodes, dashboard=None, logs=Path())
+
+    def resources(**fields: object) -> tuple[dict[str, float], int]:
+        return trial_resources(Space(resources=fields), cluster)  # type: ignore[arg-type]
+
+    assert resources() == ({"CPU": 1, "GPU": 1.0}, 10)
+    assert resources(accelerator_type="T4") == ({"CPU": 1, "GPU": 1.0, "accelerator_type:T4": 0.001}, 8)
+    assert resources(custom={"nvme": 2}, workers=1) == ({"CPU": 1, "GPU": 1.0, "nvme": 2}, 1)
+    with pytest.raises(
+        UserError, match=r"a worker needs A100, and no node of the cluster has that; .* CPU, GPU, T4, nvme"
+    ):
+        resources(accelerator_type="A100")
+    with pytest.raises(UserError, match=r"needs T4, nvme, and no node"):
+        resources(accelerator_type="T4", custom={"nvme": 1})
+    with pytest.raises(
+        UserError, match=r"a trial needs 9 CPUs and 9 GPUs, but the cluster can give 16 CPUs and 8 GPUs"
+    ):
+        resources(accelerator_type="T4", workers=9)
+    with pytest.raises(UserError, match=r"a trial of 2 workers needs more nvme than the cluster has"):
+        resources(custom={"nvme": 2}, workers=2)
+
+
 def test_a_trial_that_ray_has_killed_for_its_memory_says_so() -> None:
     error = ray.exceptions.OutOfMemoryError("Memory on the node was 15 of 16 GB.\nTo disable worker killing, set …")
     assert last_line(error).startswith("out of memory: its node had none left; run fewer trials at once")
