@@ -75,6 +75,14 @@ def test_a_sweep_shows_in_the_metrics_and_the_dashboard_asks_for_them(ray_sessio
 def test_the_dashboard_can_be_imported() -> None:
     tree = json.loads(DASHBOARD.read_text())
     assert tree["title"] == "raydelta"
-    assert len({panel["id"] for panel in tree["panels"]}) == len(tree["panels"]) == 6
+    assert len({panel["id"] for panel in tree["panels"]}) == len(tree["panels"]) == 12
     places = [tuple(panel["gridPos"][key] for key in ("x", "y")) for panel in tree["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_rays_own_figures_in_the_dashboard_are_those_that_ray_shows_itself() -> None:
+    asked = set(re.findall(r"ray_(?:train|data)_\w+(?=\{)", DASHBOARD.read_text()))
+    assert len(asked) == 6
+    panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
+    shown = "".join((panels / f"{name}_dashboard_panels.py").read_text() for name in ("train", "data"))
+    assert {name for name in asked if f"{name}{{" not in shown} == set()
