@@ -24,7 +24,8 @@ def actor_pool(most: int) -> dict[str, Any]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     gpus, cpus = int(total("GPU")), int(total("CPU"))
     return {
-        "compute": ActorPoolStrategy(size=min(gpus or cpus or 1, most)),
+        # Two calls: while one computes, the other fetches and unpacks its batch. Ray Data computes them in one thread.
+        "compute": ActorPoolStrategy(size=min(gpus or cpus or 1, most), max_concurrent_calls_per_actor=2),
         "num_gpus": 1 if gpus else 0,
         "num_cpus": 0.5,  # half of the CPUs have to stay free for reading, or nothing ever starts
     }

@@ -241,8 +241,8 @@ class Segmenter:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list]]:
         names = list(batch)
         frames: Any = [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-        for frame in self.segment(frames):
-            yield {name: [value] for name, value in frame.items()}  # one by one: a column ends at 2 GiB
+        # One by one: a column ends at 2 GiB. Computed here, in the actor's one thread, not where they are taken.
+        return ({name: [value] for name, value in frame.items()} for frame in self.segment(frames))
 
     def segment(self, frames: Sequence[Frame]) -> list[Frame]:
         """The frames with their masks."""
