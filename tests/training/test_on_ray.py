@@ -203,5 +203,5 @@ def test_a_training_on_one_gpu_is_a_run_on_the_dashboard(config: Config, tmp_pat
     save_config(config, tmp_path / "config.yaml")
     command = [sys.executable, "-c", ON_A_GPU, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    (name,) = [path.name for path in (tmp_path / "runs").glob("expert-*")]
-    assert f"runs ['{name}'] FINISHED {name}" in done.stdout, done.stdout + done.stderr
+    found = [path.name for path in (tmp_path / "runs").glob("expert-*")]
+    assert found and f"runs {found} FINISHED {found[0]}" in done.stdout, done.stdout + done.stderr
