@@ -1,6 +1,7 @@
 """The translator's step on a GPU: against plain CycleGAN, with graphs of CUDA, and with several trials on one GPU.
 
-    python -m benchmarks.gpu [--json FILE] [--batches 1,2,4,8,16] [--trials 1,2,4] [--rounds 20] [--width 64] [--blocks 9]
+    python -m benchmarks.gpu [--json FILE] [--batches 1,2,4,8,16] [--trials 1,2,4] [--rounds 20]
+                             [--width 64] [--blocks 9] [--size 256x128]
 
 At the original CycleGAN's size (ResNet-9 and PatchGAN of width 64, 256×128) without guidance, images a second of one
 domain, medians over rounds. Wanted: three times the pace of the plain fp32 step (TF32 where the GPU has it) at batch 1,

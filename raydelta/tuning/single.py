@@ -12,6 +12,7 @@ from raydelta.training.curve import losses_of
 from raydelta.training.job import Job, make_job, read_stage
 from raydelta.training.on_ray import train_on_ray
 from raydelta.tuning import trackers
+from raydelta.tuning.start import check_runs
 
 
 def train_expert(config: Config, runs: str | Path = "runs") -> Job:
@@ -53,6 +54,7 @@ def train_translator(config: Config, runs: str | Path = "runs") -> Job:
 def _train(kind: Literal["expert", "translator"], config: Config, runs: str | Path) -> Job:
     check_data(config)
     runs = open_runs(runs, write=True).resolve()
+    check_runs(runs)
     ensure_ray()
     tracking, config = config.tracking, without_tracking(prepare_data(config, runs))
     with trackers.open_trackers(tracking, runs):

@@ -12,6 +12,9 @@ from raydelta.networks.own_code import export_code, is_code, refuse_code
 from raydelta.storage.bucket import open_runs, publish
 from raydelta.tuning.trackers import check_trackers
 
+JOB_FOLDERS = "runtime_resources"
+"""The folder of Ray in which the folders that jobs take along are unpacked."""
+
 Announce = Callable[[Cluster, str], None]
 
 
@@ -21,6 +24,19 @@ class Started(NamedTuple):
     cluster: Cluster
     preset: str
     config: Config
+
+
+def check_runs(runs: Path) -> None:
+    """Check that what a job of Ray writes into a directory stays.
+
+    Raises:
+        UserError: it is a folder in the job's own, which Ray deletes.
+    """
+    if JOB_FOLDERS in runs.parts:
+        raise UserError(
+            f"--runs {runs}: it would be in the folder of this job, which Ray deletes; give an address, or an "
+            "absolute path on storage that all nodes share"
+        )
 
 
 def start(

@@ -36,7 +36,7 @@ from raydelta.tuning.best import write_best
 from raydelta.tuning.callbacks import tell_results
 from raydelta.tuning.searchers import check_searcher
 from raydelta.tuning.single import train_expert
-from raydelta.tuning.start import Announce, export_own_code, start
+from raydelta.tuning.start import Announce, check_runs, export_own_code, start
 from raydelta.tuning.trials import Trainer, trial_resources
 
 DRAWN = ("unguided", "guided", "joint training", "student")
@@ -144,6 +144,7 @@ def open_task(
     space, fields = open_space(name, overrides)
     check_searcher(space)
     runs = open_runs(output, write=True).resolve()
+    check_runs(runs)
     fields = export_own_code(fields, runs)
     for key in set(fields) & set(space.search):
         raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")

@@ -295,6 +295,43 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(head: str, home: Path
     assert "failed" in result.stderr
 
 
+def submit(head: str, home: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """``raydelta tune`` as a job, by Ray's own command, with a folder that goes along."""
+    command = ["job", "submit", "--address", head, "--working-dir", str(folder), "--", "raydelta", "tune"]
+    return subprocess.run(
+        [*RAY, *command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"HOME": str(home), "RAY_AUTH_MODE": "token"},
+    )
+
+
+def test_a_job_by_hand_is_on_the_cluster_and_keeps_its_runs(head: str, home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "along"
+    folder.mkdir()
+    (folder / "wide.yaml").write_text(yaml.safe_dump({"resources": {"workers": 7, "gpus": 0}}))
+    lost = submit(head, home, folder, "wide.yaml", *TINY_ARGUMENTS)
+    assert lost.returncode == 1
+    assert re.search(r"--runs \S+/runs: it would be in the folder of this job, which Ray deletes", lost.stdout)
+    refused = submit(head, home, folder, "wide.yaml", "--runs", tmp_path / "runs", *TINY_ARGUMENTS)
+    assert refused.returncode == 1
+    assert "a trial needs 7 CPUs and 0 GPUs, but the cluster can give 2 CPUs and 0 GPUs at most" in refused.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_whole_sweep_as_a_job_by_hand(head: str, home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "along"
+    folder.mkdir()
+    space = {"search": {"guidance.weight": {"grid": [0.2]}}, "trials": 1, "scheduler": "none"}
+    (folder / "space.yaml").write_text(yaml.safe_dump(space | {"table": {"methods": ["guided"]}}))
+    done = submit(head, home, folder, "space.yaml", "--runs", tmp_path / "runs", *TINY_ARGUMENTS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 node, 2 CPUs" in done.stdout
+    assert list((tmp_path / "runs").glob("tune-*/table.json"))
+
+
 @pytest.mark.timeout(900)
 def test_a_job_is_followed_left_found_again_and_stopped(head: str, home: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
