@@ -178,13 +178,16 @@ def test_cause_is_found_behind_rays_wrapping() -> None:
 
 
 ON_A_GPU = """
-import sys, time
+import sys
 from pathlib import Path
 import ray
 from raydelta.compute.cluster import set_defaults
 set_defaults()
 ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:T4": 1}, log_to_driver=False)
-import requests
+import functools, requests
+import ray.train.torch as torch_trainer
+gloo = torch_trainer.TorchConfig(backend="gloo")  # NCCL would look for the GPU
+torch_trainer.TorchTrainer = functools.partial(torch_trainer.TorchTrainer, torch_config=gloo)
 from raydelta.compute.credentials import token_header
 from raydelta.config import load_config
 from raydelta.training.job import make_job
