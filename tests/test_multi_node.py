@@ -1,5 +1,6 @@
 """A cluster of two nodes with one processor each, on this machine: what needs two of them to be seen."""
 
+import json
 import os
 import re
 import shutil
@@ -84,6 +85,31 @@ def test_a_training_is_on_both_nodes_and_a_sweep_follows(environment: dict[str, 
     assert re.search(r"sweep +2 trainings", swept.stderr), swept.stderr
     assert "guided" in swept.stdout
     assert len(list(runs.glob("expert-*/stage.json"))) == 1, "the expert of the first command is the sweep's"
+
+
+def test_the_doctor_compares_the_clocks(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "raydelta.cli.doctor.probes", "ray"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=100, env=environment)
+    (clock,) = json.loads(done.stdout.splitlines()[-1])["clocks"].values()
+    assert abs(clock) < 1, "both nodes are this machine"
+
+
+DRIVE = """
+import ray
+from ray.util.placement_group import placement_group, placement_group_table
+from raydelta.compute.cluster import ensure_ray
+from raydelta.tuning.trials import DRIVER
+ensure_ray()
+groups = [placement_group([DRIVER]) for _ in range(4)]
+ray.get([group.ready() for group in groups])
+nodes = [*map(str, (list(placement_group_table(group)["bundles_to_node_id"].values()) for group in groups))]
+print("nodes", sorted(map(nodes.count, set(nodes))))
+"""
+
+
+def test_what_drives_workers_spreads_over_the_nodes(environment: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", DRIVE], capture_output=True, text=True, timeout=100, env=environment)
+    assert "nodes [2, 2]" in done.stdout, done.stdout + done.stderr
 
 
 def test_more_workers_than_both_nodes_have_are_refused(environment: dict[str, str], tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_the_cluster_that_would_be_used(ray_session: None, monkeypatch: pytest.M
     assert "127.0.0.1:1: nothing answers there" in gone.found
 
 
+def test_clocks_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probes.difference(10, 11, 12) == 0, "it may have been read at any time between"
+    assert probes.difference(10, 52, 12) == 40
+    assert probes.difference(10, 4, 12) == -6
+    found = {"version": "2.60", "trouble": "", "address": "10.0.0.1:6379", "nodes": 3, "cpus": 4, "gpus": 0}
+    found |= {"dashboard": "http://127.0.0.1:8265", "mode": "token"}
+    clocks = {"10.0.0.2": 40.0, "10.0.0.3": -4.0, "10.0.0.4": -3600.0}
+    monkeypatch.setattr(checks, "ask", lambda what, seconds: found | {"clocks": clocks})
+    last = list(checks.check_ray())[-1]
+    assert (last.name, last.state) == ("clocks", "warn")
+    assert last.found == "differ from this machine's: 10.0.0.2 40 s ahead, 10.0.0.4 3600 s behind"
+
+
 def test_a_bucket_that_never_answers_does_not_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -33,12 +33,13 @@ State = Literal["ok", "warn", "bad"]
 
 DEADLINE = 20.0  # seconds for any check
 ANSWER = 10.0  # seconds for a bucket or a cluster
+CLOCKS = 5.0  # seconds by which the clocks of a cluster may differ
 GIB = 2**30
 MEMORY = 4 * GIB  # what the main job with its built-in data takes
 DISK = 5 * GIB  # of which checkpoints of a sweep on real data are the most
 OPEN_FILES = 8192  # Ray keeps several for each worker, object and connection; it raises the soft limit by itself
 SHARED = 0.3  # share of the memory that Ray's object store takes, in /dev/shm
-EXTRAS = {"export": "onnx", "mlflow": "mlflow", "video": "av", "wandb": "wandb"}
+EXTRAS = {"export": "onnx", "hyperopt": "hyperopt", "mlflow": "mlflow", "video": "av", "wandb": "wandb"}
 """Optional extra → the module that it brings."""
 
 
@@ -259,6 +260,13 @@ def check_ray() -> Iterable[Check]:
             checks.append(Check("cluster", "bad", text, remedy))
         else:
             checks.append(Check("cluster", "ok", text))
+        differ = {node: seconds for node, seconds in found["clocks"].items() if abs(seconds) > CLOCKS}
+        if differ:
+            listed = ", ".join(f"{node} {abs(s):.0f} s {'ahead' if s > 0 else 'behind'}" for node, s in differ.items())
+            remedy = (
+                "set them by chrony or systemd-timesyncd: buckets refuse requests that are minutes off, locks expire"
+            )
+            checks.append(Check("clocks", "warn", f"differ from this machine's: {listed}", remedy))
     return checks
 
 

@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
+
+CLOCKS = 8.0  # seconds that other nodes have to say what time it is
 
 
 class Silent(Exception):  # noqa: N818 - as it says
@@ -84,10 +87,30 @@ def probe_ray(_: str) -> dict[str, Any]:
             cluster = ensure_ray()
             resources = ray.cluster_resources()
             found |= {"nodes": cluster.nodes, "dashboard": cluster.dashboard}
-            found |= {"cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
+            found |= {"cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0), "clocks": _read_clocks()}
         except ValueError as error:
             found["trouble"] = str(error)
     return found
+
+
+def _read_clocks() -> dict[str, float]:
+    """Address of every other node → seconds that its clock is ahead of this machine's, at least; negative: behind."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here, before, tasks = ray.get_runtime_context().get_node_id(), time.time(), {}
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] != here:
+            only = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0)(time.time).options(scheduling_strategy=only).remote()
+            tasks[task] = node["NodeManagerAddress"]
+    answered, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=CLOCKS) if tasks else ([], [])
+    return {tasks[task]: difference(before, ray.get(task), time.time()) for task in answered}
+
+
+def difference(before: float, there: float, after: float) -> float:
+    """Seconds by which a clock that was read between two looks at ours is ahead of it, at least; negative: behind."""
+    return there - after if there > after else min(0.0, there - before)
 
 
 def probe_address(address: str) -> dict[str, Any]:
