@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ def capacity() -> list[dict[str, float]]:
 def total(kind: str) -> float:
     """How much of a resource (``CPU``, ``GPU``) the cluster can have."""
     return sum(node.get(kind, 0) for node in capacity())
+
+
+def workers_per_node(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float]) -> list[int]:
+    """How many workers fit on every node.
+
+    Args:
+        nodes: the resources of each.
+        each: what a worker reserves; something, at least.
+    """
+    needs = {kind: amount for kind, amount in each.items() if amount}
+    return [int(min(node.get(kind, 0) / amount for kind, amount in needs.items()) + 1e-9) for node in nodes]
 
 
 def read_autoscaler_config(address: str) -> dict[str, Any] | None:

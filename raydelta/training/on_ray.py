@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from raydelta.compute.capacity import capacity
+from raydelta.compute.capacity import capacity, workers_per_node
 from raydelta.compute.cluster import set_defaults
 from raydelta.compute.device import find_place
 from raydelta.compute.gauges import record_training
@@ -180,20 +180,20 @@ def choose_workers(job: Job, gpus: float | None = None) -> tuple[int, float]:
         UserError: the cluster will never have as many as are asked for, or they do not divide the batch.
     """
     nodes = capacity()
-    has = {kind: [int(node.get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU")}
-    each = float(any(has["GPU"])) if gpus is None else gpus
+    each = float(any(node.get("GPU", 0) for node in nodes)) if gpus is None else gpus
+    room = workers_per_node(nodes, {"CPU": 1, "GPU": each})
     asked = job.config.compute.workers
     if asked is None:
-        most = max(1, max(has["GPU"]) if each else 1)
+        most = max(1, max(room) if each else 1)
         return max(n for n in range(1, most + 1) if not any(batch % n for batch in job.batches.values())), each
     if any(batch % asked for batch in job.batches.values()):
         batches = " and ".join(map(str, job.batches.values()))
         raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
-    kind = "GPU" if each else "CPU"
-    if asked > sum(has[kind]):
-        raise UserError(
-            f"compute.workers = {asked}, but the cluster can give {sum(has[kind])} {kind}s at most; ask for fewer"
-        )
+    if asked > sum(room):
+        kind = "GPU" if each else "CPU"
+        most = int(sum(node.get(kind, 0) for node in nodes))
+        reason = f"{most} {kind}s at most" if asked > most else f"{sum(room)} workers a CPU and {each:g} GPU at most"
+        raise UserError(f"compute.workers = {asked}, but the cluster can give {reason}; ask for fewer")
     return asked, each
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from raydelta.compute.capacity import workers_per_node
 from raydelta.compute.cluster import Cluster
 from raydelta.compute.gauges import record_training
 from raydelta.compute.tasks import cause_of
@@ -66,27 +67,29 @@ def trial_resources(space: Space, cluster: Cluster) -> tuple[dict[str, float], i
             f"resources: a worker needs {_names(wanted.others)}, and no node of the cluster has that; there are "
             f"{_names(there)}. Correct resources.accelerator_type or resources.custom in the space, or start such nodes"
         )
-    has = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", *wanted.custom)}
     gpus = wanted.gpus if wanted.gpus is not None else float(cluster.gpus > 0)
     each = {"CPU": wanted.cpus, "GPU": gpus} | wanted.others
+    has = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
     if gpus * wanted.workers > has["GPU"] or wanted.workers * wanted.cpus > has["CPU"]:
         raise UserError(
             f"resources: a trial needs {wanted.workers * wanted.cpus} CPUs and {gpus * wanted.workers:g} GPUs, "
             f"but the cluster can give {has['CPU']:g} CPUs and {has['GPU']:g} GPUs at most; "
             "lower resources.* in the space, or start more nodes"
         )
-    if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    room = workers_per_node(nodes, each)
+    if max(room) == 0:
         raise UserError(
             f"resources: a worker needs {wanted.cpus} CPUs and {gpus:g} GPUs on one node, and no node has that many; "
             "lower resources.cpus or resources.gpus in the space, and raise resources.workers"
         )
-    fits = min(int(has[kind] / (each[kind] * wanted.workers)) for kind in has if each[kind])
+    fits = sum(room) // wanted.workers
     if fits == 0:
+        needs = ", ".join(f"{amount:g} {_names([kind])}" for kind, amount in each.items() if amount)
         raise UserError(
-            f"resources: a trial of {wanted.workers} workers needs more {_names(wanted.custom)} than the cluster has; "
-            "lower resources.workers or resources.custom in the space"
+            f"resources: a trial has {wanted.workers} workers that need {needs} each, and the nodes have room for "
+            f"{sum(room)}; lower resources.* in the space, or start more nodes"
         )
-    return each, max(1, min(fits, space.concurrent or fits))
+    return each, min(fits, space.concurrent or fits)
 
 
 def _names(resources: Iterable[str]) -> str:

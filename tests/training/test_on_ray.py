@@ -167,6 +167,15 @@ def test_workers_follow_the_cluster_and_the_batch(
     assert choose_workers(expert(config, tmp_path), gpus=0) == (1, 0)
 
 
+def test_gpus_without_a_cpu_each_are_not_counted(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "capacity", lambda: [{"CPU": 2.0, "GPU": 4.0}])
+    assert choose_workers(expert(config, tmp_path)) == (2, 1)
+    with pytest.raises(UserError, match=r"workers = 4, but the cluster can give 2 workers a CPU and 1 GPU at most"):
+        choose_workers(expert(config, tmp_path, **{"compute.workers": 4}))
+
+
 def test_cause_is_found_behind_rays_wrapping() -> None:
     @ray.remote
     def fail() -> None:

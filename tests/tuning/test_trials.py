@@ -62,8 +62,17 @@ def test_trials_take_the_gpus_and_resources_that_they_name() -> None:
         UserError, match=r"a trial needs 9 CPUs and 9 GPUs, but the cluster can give 16 CPUs and 8 GPUs"
     ):
         resources(accelerator_type="T4", workers=9)
-    with pytest.raises(UserError, match=r"a trial of 2 workers needs more nvme than the cluster has"):
+    message = r"a trial has 2 workers that need 1 CPU, 1 GPU, 2 nvme each, and the nodes have room for 1"
+    with pytest.raises(UserError, match=message):
         resources(custom={"nvme": 2}, workers=2)
+
+
+def test_workers_that_no_set_of_nodes_has_room_for_are_refused() -> None:
+    """The CPUs together would be enough; Ray would wait for ever."""
+    cluster = Cluster(nodes=2, resources=({"CPU": 4}, {"CPU": 2}), dashboard=None, logs=Path())
+    with pytest.raises(UserError, match=r"a trial has 2 workers that need 3 CPU each, and the nodes have room for 1"):
+        trial_resources(Space(resources={"workers": 2, "cpus": 3}), cluster)  # type: ignore[arg-type]
+    assert trial_resources(Space(resources={"cpus": 3}), cluster) == ({"CPU": 3, "GPU": 0.0}, 1)  # type: ignore[arg-type]
 
 
 def test_a_trial_that_ray_has_killed_for_its_memory_says_so() -> None:
