@@ -1,14 +1,15 @@
 """`raydelta predict` against the bare networks on the same device: photographs in files → masks in files.
 
-    python -m benchmarks.predict [--json FILE] [--images 32] [--rounds 5] [--paced 200] [a.b=c ...]
+    python -m benchmarks.predict [--json FILE] [--images 32] [--rounds 5] [--paced 200] [--rate 20] [a.b=c ...]
 
 At the original CycleGAN's size (ResNet-9 of width 64) and 128 pixels high; the photographs lie as JPEG at 256×128 and
 at 1280×760. Bare is a loop that calls R2S and the segmenter on batches of that height that lie on the device as floats
 already; `raydelta predict` of a few photographs, in this process, reads, decodes, resizes, predicts, enlarges, encodes
 and writes. Ratios are medians over rounds in which all are measured in turn.
 
-With --paced the stages on Ray follow: a made-up network that takes 50 ms for an image, on one made-up GPU, and so many
-photographs of 1280×760: how close the network, which waits for photographs and for room, comes to its 20 images/s.
+With --paced the stages on Ray follow: a made-up network of --rate images a second, on one made-up GPU, and so many
+photographs of 1280×760: how close the network, which waits for photographs and for room, comes to its rate. The machine
+has to be able to read and write so many photographs; how many one process does in a second is printed too.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from raydelta.config import load_config
 from raydelta.data.simulator.scene import simulate
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_jpeg
-from raydelta.deploy.frames import Frame, Task
+from raydelta.deploy.frames import Frame, Task, read_frames_of, write_frame
 from raydelta.deploy.inputs import Input
 from raydelta.deploy.network import Chain, ChainConfig, DeployConfig, Deployed
 from raydelta.deploy.predict import Segmenter, pipeline, predict_here
@@ -37,7 +38,6 @@ from raydelta.networks.layers import freeze
 
 SIZES = ((256, 128), (1280, 760))
 BATCH = 8
-PACE = 0.05  # seconds of the made-up network for an image
 BATCHES = "batches"  # file with the end and the size of each of its batches
 
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--paced", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=20.0)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     config = load_config(overrides=[*FULL, *options.overrides])
@@ -73,7 +74,7 @@ def main() -> None:
             ways[f"bare, {size}"] = bare(segmenter, photographs[size])
             ways[f"predict, {size}"] = lambda items=photographs[size]: list(predict_here(network, items, task))  # type: ignore[misc]
         seconds = in_turn(ways, options.rounds) if options.rounds else {}
-        paced = pace(photographs["1280x760"], options.paced, task) if options.paced else None
+        paced = pace(photographs["1280x760"], options.paced, options.rate, task) if options.paced else None
     ratios = {
         size: statistics.median(
             alone / whole for alone, whole in zip(seconds[f"bare, {size}"], seconds[f"predict, {size}"], strict=True)
@@ -85,7 +86,8 @@ def main() -> None:
     print_table(("", "images/s"), list(rates.items()))
     print(f"pace of the bare networks: {', '.join(f'{size} {ratio:.3f}' for size, ratio in ratios.items())}")
     if paced is not None:
-        print(f"pace of a network of {1 / PACE:g} images/s on Ray: {paced:.3f}")
+        print(f"pace of a network of {options.rate:g} images/s on Ray: {paced['paced']:.3f}")
+        print(f"images/s that one process reads and writes: {paced['files']:.1f}")
     result = {"machine": describe_machine(segmenter.device), "options": vars(options), "seconds": seconds}
     write_json(options.json, result | {"ratios": ratios, "paced": paced})
 
@@ -118,31 +120,40 @@ def bare(segmenter: Segmenter, items: Sequence[Input]) -> Callable[[], None]:
 class PacedSegmenter(Segmenter):
     """A network that takes its time, and nothing else: every pixel gets the first class."""
 
+    rate = 0.0  # images a second
+
     def __init__(self, task: Task) -> None:
         self.task, self.keeps_image = task, False
 
     def segment(self, frames: Sequence[Frame]) -> list[Frame]:
         assert self.task.out is not None
-        time.sleep(PACE * len(frames))
+        time.sleep(len(frames) / self.rate)
         with (self.task.out / BATCHES).open("a") as file:
             file.write(f"{time.time()} {len(frames)}\n")
         return [Frame(**frame | {"mask": bytes(frame["height"] * frame["width"]), "image": b""}) for frame in frames]
 
 
-def pace(items: Sequence[Input], count: int, task: Task) -> float:
-    """Images per second of the stages on Ray, from the end of the first batch, as a share of the network's."""
+def pace(items: Sequence[Input], count: int, rate: float, task: Task) -> dict[str, float]:
+    """The network's pace on Ray, from the end of its first batch, as a share of its rate; and images/s of the files."""
     set_defaults()
     import ray
 
     assert task.out is not None
     task.out.mkdir(exist_ok=True)
+    network = type("Paced", (PacedSegmenter,), {"rate": rate})
+    start = time.perf_counter()
+    for item in items:
+        for frame in read_frames_of(item, task):
+            mask = bytes(frame["height"] * frame["width"])
+            write_frame(Frame(**frame | {"name": f"file-{item.name}", "mask": mask, "image": b""}), task)
+    files = len(items) / (time.perf_counter() - start)
     ray.init("local", num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     repeated = [Input(f"{number:05}", items[number % len(items)].address) for number in range(count)]
-    assert sum(bool(frame["mask"]) for frame in pipeline(repeated, task, PacedSegmenter).iter_rows()) == count
+    assert sum(bool(frame["mask"]) for frame in pipeline(repeated, task, network).iter_rows()) == count
     ray.shutdown()
     batches = [line.split() for line in (task.out / BATCHES).read_text().splitlines()]
     seconds = float(batches[-1][0]) - float(batches[0][0])
-    return PACE * sum(int(images) for _, images in batches[1:]) / seconds
+    return {"paced": sum(int(images) for _, images in batches[1:]) / seconds / rate, "files": files}
 
 
 if __name__ == "__main__":
