@@ -135,7 +135,9 @@ def without_node(job: Job, notice: float) -> tuple[int, list[int]]:
     )
     import ray
 
-    nodes += [cluster.add_node(num_cpus=1) for _ in range(job.config.compute.workers or 1)]
+    workers = job.config.compute.workers or 1
+    assert isinstance(workers, int)
+    nodes += [cluster.add_node(num_cpus=1) for _ in range(workers)]
     gone = threading.Event()
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
 

@@ -299,11 +299,18 @@ class AdaptationConfig(Section):
 class ComputeConfig(Section):
     """How a training runs. Of these fields only the precision changes what it computes."""
 
-    workers: Positive | None = None  # data-parallel processes of one training; None: the GPUs of one node, or one CPU
+    # Data-parallel processes of one training; [least, most] as nodes come and go; None: one node's GPUs, or one CPU
+    workers: Positive | tuple[Positive, Positive] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it
     compile: bool = False
     report_every: Positive = 50  # steps between two reports, each with a validation
     checkpoint_every: Positive = 200
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if isinstance(self.workers, tuple) and not self.workers[0] < self.workers[1]:
+            raise ValueError(f"compute.workers = {list(self.workers)}: give the least first, then the most")
+        return self
 
 
 class TrackingConfig(Section):

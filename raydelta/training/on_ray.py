@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MAX_FAILURES = 2  # processes of one training that may die
 EVERY = 5.0  # seconds between two looks at a curve in a bucket
 
+RESIZE = 60.0  # seconds between two looks whether an elastic training can have more workers
+
 Shared: TypeAlias = "TrainingSet | ObjectRef"
 """A training set for any process of the cluster: images in the object store, or rows that Ray Data streams."""
 
@@ -146,7 +148,7 @@ def _trainer(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    streamed = _streamed(large)
+    streamed, asked = _streamed(large), job.config.compute.workers
     held = {name: each for name, each in large.items() if name not in streamed}
     files, folder = locate(progress.parent) or (None, str(progress.parent.resolve()))
     return TorchTrainer(
@@ -154,7 +156,10 @@ def _trainer(
         train_loop_config={"job": job, "held": held},
         datasets=streamed or None,
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources | ({"GPU": gpus} if gpus else {})
+            num_workers=asked if isinstance(asked, tuple) else workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources | ({"GPU": gpus} if gpus else {}),
+            elastic_resize_monitor_interval_s=RESIZE,
         ),
         run_config=RunConfig(
             name=job.directory.name,  # on the dashboard
@@ -168,7 +173,7 @@ def _trainer(
 
 
 def choose_workers(job: Job, gpus: float | None = None) -> tuple[int, float]:
-    """How many workers train a job, and the GPUs of each.
+    """How many workers train a job, at most, and the GPUs of each.
 
     If ``compute.workers`` does not say: the GPUs of one node, as far as they divide the batches, or one CPU. Between
     nodes a small batch costs more to share than another GPU brings.
@@ -186,15 +191,17 @@ def choose_workers(job: Job, gpus: float | None = None) -> tuple[int, float]:
     if asked is None:
         most = max(1, max(room) if each else 1)
         return max(n for n in range(1, most + 1) if not any(batch % n for batch in job.batches.values())), each
-    if any(batch % asked for batch in job.batches.values()):
-        batches = " and ".join(map(str, job.batches.values()))
-        raise UserError(f"compute.workers = {asked} does not divide the batch of the {job.kind}, {batches} images")
-    if asked > sum(room):
+    least, most = asked if isinstance(asked, tuple) else (asked, asked)
+    for count in range(least, most + 1):
+        if any(batch % count for batch in job.batches.values()):
+            batches = " and ".join(map(str, job.batches.values()))
+            raise UserError(f"compute.workers = {count} does not divide the batch of the {job.kind}, {batches} images")
+    if least > sum(room):
         kind = "GPU" if each else "CPU"
-        most = int(sum(node.get(kind, 0) for node in nodes))
-        reason = f"{most} {kind}s at most" if asked > most else f"{sum(room)} workers a CPU and {each:g} GPU at most"
-        raise UserError(f"compute.workers = {asked}, but the cluster can give {reason}; ask for fewer")
-    return asked, each
+        there = int(sum(node.get(kind, 0) for node in nodes))
+        reason = f"{there} {kind}s at most" if least > there else f"{sum(room)} workers a CPU and {each:g} GPU at most"
+        raise UserError(f"compute.workers = {least}, but the cluster can give {reason}; ask for fewer")
+    return most, each
 
 
 def _train_worker(settings: dict[str, Any]) -> TrainingError | None:

@@ -318,7 +318,7 @@ def tune_trial(job: Job, large: Mapping[str, Shared], resources: Mapping[str, fl
     """
     from ray import tune
 
-    if (job.config.compute.workers or 1) > 1:
+    if job.config.compute.workers not in (None, 1):
         with exclusive(job.directory):
             done = _report_again(job, tune.report)
         if not done:
