@@ -254,7 +254,15 @@ from pathlib import Path
 import ray
 from raydelta.compute.cluster import set_defaults
 set_defaults()
-ray.init("local", num_cpus=2, num_gpus=1, resources={"accelerator_type:T4": 1}, log_to_driver=False)
+
+
+def without_gpu():
+    import torch
+    import ray.train.torch
+    ray.train.torch.get_device = lambda: torch.device("cpu")
+
+made_up = {"num_cpus": 2, "num_gpus": 1, "resources": {"accelerator_type:T4": 1}}
+ray.init("local", **made_up, log_to_driver=False, runtime_env={"worker_process_setup_hook": without_gpu})
 import functools, requests
 import ray.train.torch as torch_trainer
 gloo = torch_trainer.TorchConfig(backend="gloo")  # NCCL would look for the GPU
