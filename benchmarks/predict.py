@@ -86,6 +86,7 @@ def main() -> None:
     print_table(("", "images/s"), list(rates.items()))
     print(f"pace of the bare networks: {', '.join(f'{size} {ratio:.3f}' for size, ratio in ratios.items())}")
     if paced is not None:
+        ratios["paced"] = paced["paced"]
         print(f"pace of a network of {options.rate:g} images/s on Ray: {paced['paced']:.3f}")
         print(f"images/s that one process reads and writes: {paced['files']:.1f}")
     result = {"machine": describe_machine(segmenter.device), "options": vars(options), "seconds": seconds}

@@ -90,6 +90,7 @@ def test_a_training_is_on_both_nodes_and_a_sweep_follows(environment: dict[str, 
 def test_the_doctor_compares_the_clocks(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "raydelta.cli.doctor.probes", "ray"]
     done = subprocess.run(command, input="", capture_output=True, text=True, timeout=100, env=environment)
+    assert done.stdout, done.stderr
     (clock,) = json.loads(done.stdout.splitlines()[-1])["clocks"].values()
     assert abs(clock) < 1, "both nodes are this machine"
 

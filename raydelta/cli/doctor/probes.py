@@ -102,10 +102,14 @@ def _read_clocks() -> dict[str, float]:
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] != here:
             only = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(num_cpus=0)(time.time).options(scheduling_strategy=only).remote()
+            task = ray.remote(num_cpus=0)(_read_clock).options(scheduling_strategy=only).remote()
             tasks[task] = node["NodeManagerAddress"]
     answered, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=CLOCKS) if tasks else ([], [])
     return {tasks[task]: difference(before, ray.get(task), time.time()) for task in answered}
+
+
+def _read_clock() -> float:
+    return time.time()
 
 
 def difference(before: float, there: float, after: float) -> float:
