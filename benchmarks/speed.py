@@ -118,17 +118,14 @@ def format_markdown(results: dict[str, Any]) -> str:
         ("evaluation against the bare networks", evaluation["evaluation"], "×", "≥ 0.9"),
         ("`raydelta predict` against them, photographs stored at 256×128", predicted["256x128"], "×", "≥ 0.9"),
         ("… stored at 1280×760", predicted["1280x760"], "×", "≥ 0.9"),
-<<<<<<< HEAD
-        ("processor time of `raydelta predict photo.jpg`, start included", first["predict"], "s", "≤ 5"),
-        ("… of a process that only imports torch", first["import torch"], "s", ""),
-=======
         (
             "… a network of 20 images/s in its stages on Ray, 1280×760",
             results["paced"]["ratios"]["paced"],
             "×",
             "≥ 0.95",
         ),
->>>>>>> 61cbf46 (benchmarks.speed has the pace of a network on Ray; the doctor's probe of clocks)
+        ("processor time of `raydelta predict photo.jpg`, start included", first["predict"], "s", "≤ 5"),
+        ("… of a process that only imports torch", first["import torch"], "s", ""),
         ("scoring photographs for selection (`combined`) against prediction", evaluation["combined"], "×", "≥ 0.9"),
         ("a round of labelling beside its training", results["rounds"]["overhead_seconds"], "s", "≤ 5 % of it"),
     ]

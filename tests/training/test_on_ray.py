@@ -1,9 +1,5 @@
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,7 @@ import ray
 from ray.util.state import list_actors, list_tasks
 
 from raydelta.compute.tasks import cause_of
-from raydelta.config import Config, load_config, override, save_config
+from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import TrainingError, UserError
 from raydelta.results.evaluate import evaluate_job
@@ -182,53 +178,6 @@ def test_an_elastic_training_needs_the_least_and_a_batch_that_every_count_divide
         expert(config, tmp_path, **{"compute.workers": (4, 2)})
 
 
-ELASTIC = """
-import sys
-from pathlib import Path
-from raydelta.compute.cluster import set_defaults
-set_defaults()
-import ray
-from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
-from raydelta.config import load_config
-from raydelta.training import on_ray
-from raydelta.training.curve import CURVE, read_curve
-from raydelta.training.job import make_job
-on_ray.RESIZE = 5.0
-node = {"num_cpus": 1, "object_store_memory": 200_000_000}
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": True, "dashboard_port": 0})
-other = cluster.add_node(**node, dashboard_agent_listen_port=0)
-cluster.wait_for_nodes()
-ray.init(cluster.address, log_to_driver=False)
-job = make_job("expert", load_config(file=sys.argv[1]), Path(sys.argv[2]))
-workers = []
-
-def follow(report):
-    alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
-    workers.append(len(list_actors(ray.get_runtime_context().gcs_address, filters=alive)))
-    if report["step"] >= 8 and len(cluster.list_all_nodes()) == 2:
-        cluster.remove_node(other)
-
-on_ray.train_on_ray(job, follow)
-print("workers", workers[0], workers[-1], [report["step"] for report in read_curve(job.directory / CURVE)], job.done)
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(500)
-def test_a_training_goes_on_with_the_workers_that_are_left(config: Config, tmp_path: Path) -> None:
-    base = override(config, {"compute.workers": (1, 2), "expert.steps": 60})
-    save_config(base, tmp_path / "config.yaml")
-    session = tempfile.mkdtemp(prefix="ray")  # not where other commands of this machine look for a running Ray
-    command = [sys.executable, "-c", ELASTIC, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
-    settings = {"RAY_TMPDIR": session, "RAY_raylet_start_wait_time_s": "180"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=450, env=os.environ | settings)
-    shutil.rmtree(session, ignore_errors=True)
-    assert f"workers 2 1 {list(range(2, 61, 2))} True" in done.stdout, done.stdout + done.stderr
-
-
 def test_gpus_without_a_cpu_each_are_not_counted(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,44 +195,3 @@ def test_cause_is_found_behind_rays_wrapping() -> None:
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fail.remote())
     assert str(cause_of(caught.value)) == "file.png: too small"
-
-
-ON_A_GPU = """
-import sys
-from pathlib import Path
-import ray
-from raydelta.compute.cluster import set_defaults
-set_defaults()
-
-
-def without_gpu():
-    import torch
-    import ray.train.torch
-    ray.train.torch.get_device = lambda: torch.device("cpu")
-
-made_up = {"num_cpus": 2, "num_gpus": 1, "resources": {"accelerator_type:T4": 1}}
-ray.init("local", **made_up, log_to_driver=False, runtime_env={"worker_process_setup_hook": without_gpu})
-import functools, requests
-import ray.train.torch as torch_trainer
-gloo = torch_trainer.TorchConfig(backend="gloo")  # NCCL would look for the GPU
-torch_trainer.TorchTrainer = functools.partial(torch_trainer.TorchTrainer, torch_config=gloo)
-from raydelta.compute.credentials import token_header
-from raydelta.config import load_config
-from raydelta.training.job import make_job
-from raydelta.training.on_ray import train_on_ray
-config = load_config(file=sys.argv[1])
-job = make_job("expert", config, Path(sys.argv[2]))
-train_on_ray(job, resources={"CPU": 1, "GPU": 1, "accelerator_type:T4": 0.001})
-assert job.done
-address = f"http://{ray._private.worker._global_node.address_info['webui_url']}/api/train/v2/runs/v1"
-runs = requests.get(address, headers=token_header(), timeout=30).json()["train_runs"]
-print("runs", [run["name"] for run in runs], runs[0]["status"], job.directory.name)
-"""
-
-
-def test_a_training_on_one_gpu_is_a_run_on_the_dashboard(config: Config, tmp_path: Path) -> None:
-    save_config(config, tmp_path / "config.yaml")
-    command = [sys.executable, "-c", ON_A_GPU, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    found = [path.name for path in (tmp_path / "runs").glob("expert-*")]
-    assert found and f"runs {found} FINISHED {found[0]}" in done.stdout, done.stdout + done.stderr
