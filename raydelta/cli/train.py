@@ -175,13 +175,15 @@ def train_expert_command(
 ) -> None:
     """Train the expert on the synthetic images, or find it if it was trained before."""
     from raydelta.config import parse_override
+    from raydelta.storage.bucket import open_runs
     from raydelta.storage.files import shown
     from raydelta.tuning.single import train_expert
     from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, None) + (overrides or [])))
-    fields = export_own_code(fields, runs)
-    print(shown(train_expert(start(fields, preset, config or project_file(), announce).config, runs).directory))
+    output = open_runs(runs, write=True)
+    fields = export_own_code(fields, output)
+    print(shown(train_expert(start(fields, preset, config or project_file(), announce).config, output).directory))
 
 
 @train_app.command("translator")
@@ -195,13 +197,15 @@ def train_translator_command(
 ) -> None:
     """Train one translator with these settings (and the expert first, if need be)."""
     from raydelta.config import parse_override
+    from raydelta.storage.bucket import open_runs
     from raydelta.storage.files import shown
     from raydelta.tuning.single import train_translator
     from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, real) + (overrides or [])))
-    fields = export_own_code(fields, runs)
-    print(shown(train_translator(start(fields, preset, config or project_file(), announce).config, runs).directory))
+    output = open_runs(runs, write=True)
+    fields = export_own_code(fields, output)
+    print(shown(train_translator(start(fields, preset, config or project_file(), announce).config, output).directory))
 
 
 @app.command()

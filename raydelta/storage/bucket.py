@@ -62,6 +62,11 @@ def open_runs(runs: str | Path, write: bool = False) -> Path:
                 stream.write(b"raydelta")
             files.delete_file(probe)
     fetch(copy, light=True, deep=False)
+    if not any(copy.iterdir()):
+        with _explained(copy):
+            bucket = base.partition("/")[0]
+            if files.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
+                raise OSError("NO_SUCH_BUCKET")
     return copy
 
 

@@ -188,8 +188,12 @@ def test_a_first_look_brings_what_is_light_of_every_run(machine: Machine, client
 
 def test_a_bucket_that_does_not_exist_is_named(s3: str, machine: Machine) -> None:
     machine("one")
-    with pytest.raises(UserError, match=r"s3://nowhere-of-raydelta/runs: there is no bucket s3://nowhere-of-raydelta;"):
-        open_runs("s3://nowhere-of-raydelta/runs", write=True)
+    for write in (True, False):
+        with pytest.raises(
+            UserError, match=r"s3://nowhere-of-raydelta/runs: there is no bucket s3://nowhere-of-raydelta;"
+        ):
+            open_runs("s3://nowhere-of-raydelta/runs", write=write)
+    assert list(open_runs(f"{s3}/nothing-yet").iterdir()) == []
 
 
 @pytest.fixture
