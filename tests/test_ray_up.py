@@ -330,7 +330,9 @@ def test_a_sweep_that_is_killed_goes_on_past_a_damaged_checkpoint_in_the_bucket(
     while len(checkpoints()) < 2:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
-    kill = "ps -e -o pid=,args= | grep -E 'ray::|raydelta' | grep -v grep | awk '{print $1}' | xargs -r kill -9"
+    # Not Ray's own agents, which would take their node with them.
+    ours = "grep -E 'ray::|raydelta.* tune' | grep -vE 'grep|Agent|JobSupervisor'"
+    kill = f"ps -e -o pid=,args= | {ours} | awk '{{print $1}}' | xargs -r kill -9"
     for ip in IPS:  # each sees its own processes alone
         up.ssh(ip, f"{kill}; true")
     assert process.wait(timeout=120) == 1, log.read_text()
