@@ -199,8 +199,8 @@ def tune_on_cluster(
     where = str(runs or metadata.get("runs") or "runs")
     if not is_remote(where) and not Path(where).is_absolute():
         raise UserError(
-            f"--runs {where}: on a cluster it has to be a bucket (s3://bucket/runs), or an absolute path on storage "
-            "that all its nodes share; a cluster file can name either as metadata.runs"
+            f"--runs {where}: on a cluster it has to be an absolute path on storage that all its nodes share, or a "
+            "bucket (s3://bucket/runs); a cluster file can name either as metadata.runs"
         )
     arguments = [*overrides, *(["--preset", preset] if preset else []), "--runs", where]
     with reach(cluster_file, address) as url:
