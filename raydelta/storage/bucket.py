@@ -110,7 +110,7 @@ def as_local(run: str | Path) -> Path:
     return path
 
 
-_fetched: dict[Path, float] = {}
+_fetched: dict[tuple[Path, bool], float] = {}
 
 
 def fetch(path: Path, light: bool = False, deep: bool = True, over: bool = False, age: float = 0.0) -> None:
@@ -126,7 +126,7 @@ def fetch(path: Path, light: bool = False, deep: bool = True, over: bool = False
     Raises:
         UserError: the bucket cannot be read.
     """
-    if locate(path) is None or (age and time.monotonic() - _fetched.get(path, -age) < age):
+    if locate(path) is None or (age and time.monotonic() - _fetched.get((path, light), -age) < age):
         return
     with _explained(path), ThreadPoolExecutor(THREADS) as pool:
         files, base = _located(path)
@@ -146,7 +146,7 @@ def fetch(path: Path, light: bool = False, deep: bool = True, over: bool = False
         for last in (False, True):
             wanted = [name for name in there if (PurePosixPath(name).name in MANIFESTS) is last]
             list(pool.map(lambda name: _get(files, there[name], path / name if name else path, light), wanted))
-    _fetched[path] = time.monotonic()
+    _fetched[path, light] = time.monotonic()
 
 
 def publish(path: Path, whole: bool = False) -> None:

@@ -94,6 +94,10 @@ def test_what_one_machine_publishes_another_fetches(machine: Machine, client: An
     assert size_of(machine("three") / "expert-1") == 2_000_001
     assert names_in(machine("three")) == ["expert-1"]
 
+    fetch(machine("four") / "expert-1", light=True)
+    fetch(machine("four") / "expert-1", age=60)
+    assert (machine("four") / "expert-1/checkpoint/weights.bin").exists(), "what is light is not all"
+
     write_atomically(one / "expert-1" / "stage.json", "{}")
     assert "expert-1/stage.json" in keys(client), "written through"
     fetch(two / "expert-1", light=True)
