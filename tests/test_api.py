@@ -11,7 +11,7 @@ import raydelta
 PUBLIC = {
     "UserError": [],
     "evaluate": ["run"],
-    "export": ["run", "out", "method", "images"],
+    "export": ["run", "out", "method", "images", "preprocessor"],
     "import_dataset": ["source", "target", "options", "workers", "listing", "progress"],
     "load": ["path", "method"],
     "load_config": ["preset", "file", "overrides"],
