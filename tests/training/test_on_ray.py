@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import ray
 from ray.util.state import list_actors, list_tasks
 
 from raydelta.compute.tasks import cause_of
-from raydelta.config import Config, load_config, override
+from raydelta.config import Config, load_config, override, save_config
 from raydelta.data.prepare import prepare_data
 from raydelta.errors import TrainingError, UserError
 from raydelta.results.evaluate import evaluate_job
@@ -195,3 +197,44 @@ def test_cause_is_found_behind_rays_wrapping() -> None:
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fail.remote())
     assert str(cause_of(caught.value)) == "file.png: too small"
+
+
+ON_A_GPU = """
+import sys
+from pathlib import Path
+import ray
+from raydelta.compute.cluster import set_defaults
+set_defaults()
+
+
+def without_gpu():
+    import torch
+    import ray.train.torch
+    ray.train.torch.get_device = lambda: torch.device("cpu")
+
+made_up = {"num_cpus": 2, "num_gpus": 1, "resources": {"accelerator_type:T4": 1}}
+ray.init("local", **made_up, log_to_driver=False, runtime_env={"worker_process_setup_hook": without_gpu})
+import functools, requests
+import ray.train.torch as torch_trainer
+gloo = torch_trainer.TorchConfig(backend="gloo")  # NCCL would look for the GPU
+torch_trainer.TorchTrainer = functools.partial(torch_trainer.TorchTrainer, torch_config=gloo)
+from raydelta.compute.credentials import token_header
+from raydelta.config import load_config
+from raydelta.training.job import make_job
+from raydelta.training.on_ray import train_on_ray
+config = load_config(file=sys.argv[1])
+job = make_job("expert", config, Path(sys.argv[2]))
+train_on_ray(job, resources={"CPU": 1, "GPU": 1, "accelerator_type:T4": 0.001})
+assert job.done
+address = f"http://{ray._private.worker._global_node.address_info['webui_url']}/api/train/v2/runs/v1"
+runs = requests.get(address, headers=token_header(), timeout=30).json()["train_runs"]
+print("runs", [run["name"] for run in runs], runs[0]["status"], job.directory.name)
+"""
+
+
+def test_a_training_on_one_gpu_is_a_run_on_the_dashboard(config: Config, tmp_path: Path) -> None:
+    save_config(config, tmp_path / "config.yaml")
+    command = [sys.executable, "-c", ON_A_GPU, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    found = [path.name for path in (tmp_path / "runs").glob("expert-*")]
+    assert found and f"runs {found} FINISHED {found[0]}" in done.stdout, done.stdout + done.stderr
