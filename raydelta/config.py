@@ -199,7 +199,7 @@ class SegmenterConfig(Section):
 class ExpertConfig(Section):
     """Training of the expert on synthetic images."""
 
-    steps: Positive = 300
+    steps: Positive = 900
     batch: Positive = 16  # over all workers
     learning_rate: Rate = 2e-3
     appearance: Literal["randomised", "plain"] = "randomised"  # plain: colours as the simulator draws them
