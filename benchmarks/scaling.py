@@ -17,9 +17,10 @@ from benchmarks.common import FULL, describe_machine, print_table, write_json
 from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
-from raydelta.training.job import Job, make_job, read_stage
+from raydelta.training.job import Job, make_job
 from raydelta.training.on_ray import train_on_ray
 from raydelta.training.run import train_here
+from raydelta.training.stage import read_stage
 
 STEPS, FLEETS, NODE = (0.03, 0.15), (8, 64, 512), 8  # seconds, GPUs, GPUs of a node
 GENERATOR, DISCRIMINATOR = 11_372_931, 2_763_841  # parameters: ResNet-9 of width 64, PatchGAN of width 64

@@ -18,8 +18,9 @@ import yaml
 from benchmarks.common import describe_machine, print_table, write_json
 from raydelta.config import Config, load_config, override
 from raydelta.search_space import SPACES
-from raydelta.training.job import make_job, read_stage
+from raydelta.training.job import make_job
 from raydelta.training.run import train_here
+from raydelta.training.stage import read_stage
 from raydelta.tuning.tune import tune
 
 

@@ -5,9 +5,9 @@ Every setting of every stage is a field here. The resolved tree is written besid
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
@@ -24,12 +24,14 @@ from pydantic import (
 )
 
 from raydelta.errors import UserError
-from raydelta.parsing import read_yaml_file
+from raydelta.parsing import parse_yaml, read_yaml_file
 
 Model = TypeVar("Model", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=32, le=8192, multiple_of=16)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 
 PRESETS = Path(__file__).parent / "presets"
@@ -52,8 +54,8 @@ class DataConfig(Section):
 
     synthetic: str = "simulated"
     real: str = "street"
-    width: Annotated[int, Field(ge=32, multiple_of=16)] = 128
-    height: Annotated[int, Field(ge=32, multiple_of=16)] = 64
+    width: Pixels = 128
+    height: Pixels = 64
     synthetic_images: Positive = 800  # the built-in sets only
     real_images: Positive = 400
     test_images: Positive = 100
@@ -168,12 +170,12 @@ class SegmenterConfig(Section):
     """``lean``, or any segmentation-models-pytorch architecture. ``weights: null`` trains from scratch, no download."""
 
     architecture: str = "unet"
-    width: Annotated[int, Field(ge=6, multiple_of=6)] = 24  # channels after the first layer of ``lean``
+    width: Annotated[int, Field(ge=6, le=3072, multiple_of=6)] = 24  # channels after the first layer of ``lean``
     encoder: str = "timm-regnetx_002"
     weights: Annotated[str | None, AfterValidator(_absolute)] = None  # a file or folder, or a name that is downloaded
     encoder_rate: Share = 1.0  # learning rate of the encoder ÷ that of the rest; 0: its weights stay as they are
     depth: Annotated[int, Field(ge=3, le=5)] = 4
-    decoder_channels: tuple[Positive, ...] = (64, 32, 16, 8)  # U-Net-like decoders only, one per depth
+    decoder_channels: tuple[Channels, ...] = (64, 32, 16, 8)  # U-Net-like decoders only, one per depth
 
     @property
     def multiple(self) -> int:
@@ -214,7 +216,7 @@ class GeneratorConfig(Section):
     """ResNet generator of Johnson et al. 2016, as in CycleGAN."""
 
     width: Positive = 12
-    blocks: Annotated[int, Field(ge=0)] = 4
+    blocks: Annotated[int, Field(ge=0, le=1000)] = 4
     identity_start: bool = True  # the untrained generator returns its input, not noise
 
 
@@ -415,13 +417,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UserError(f"override {text!r} is not of the form section.field=value")
     try:
         return key, read_scalar(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"override {text!r}: the value is not valid YAML: {error}") from error
 
 
 def read_scalar(value: str) -> Any:
     """YAML, but 1e-4 is a number too (YAML 1.1 wants 1.0e-4)."""
-    parsed = yaml.safe_load(value)
+    parsed = parse_yaml(value)
     if isinstance(parsed, str):
         try:
             return float(parsed)
@@ -467,19 +469,32 @@ def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def validated(model: type[Model], tree: dict[str, Any], where: str = "") -> Model:
     """The model built from a tree; pydantic's complaints become one UserError that names each field."""
     try:
-        return model(**tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         lines = [_complaint(model, problem) for problem in error.errors()]
         raise UserError("\n".join(f"{where}: {line}" if where else line for line in lines)) from error
+
+
+def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    """The model that a field leads to, through optional ones and containers."""
+    for part in location:
+        if part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inside in get_args(annotation):
+        yield from _models_in(inside)
 
 
 def _complaint(model: type[BaseModel], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     field, value = ".".join(location), problem["input"]
     if problem["type"] == "extra_forbidden":
-        parent: Any = model
-        for part in location[:-1]:
-            parent = parent.model_fields[part].annotation
+        parent = _model_at(model, location[:-1])
         near = difflib.get_close_matches(location[-1], parent.model_fields, n=1)
         meant = f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else ""
         return f"unknown field {field!r}; allowed here: {', '.join(parent.model_fields)}{meant}"

@@ -15,6 +15,7 @@ MAX_BYTES = 64 * 2**20  # of JSON
 MAX_YAML = 8 * 2**20
 MAX_VALUES = 2_000_000  # in one file, every use of a YAML alias counted
 MAX_DEPTH = 50
+TOO_DEEP = "nested too deeply"
 MAX_BRACKETS = 1000  # open at once in a YAML text; PyYAML takes time that grows with their square
 
 
@@ -29,22 +30,48 @@ def read_yaml_file(path: str | Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {error}") from error
     try:
+        return parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: not YAML.
+        ValueError: nested too deeply, aliases that stand for too much, or a number of thousands of digits.
+    """
+    try:
         _check_brackets(text)
         return _bounded(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: numbers of thousands of digits
-        raise UserError(f"{path}: cannot be read as YAML: {_reason(error)}") from error
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
 
 
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not JSON, nested too deeply, or a number of thousands of digits.
+        ValueError: not JSON, nested too deeply, a number of thousands of digits, or text that is none (half a
+            surrogate pair, which no file or terminal takes).
     """
     try:
-        return _bounded(json.loads(text))
+        tree = _bounded(json.loads(text))
     except RecursionError as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(TOO_DEEP) from error
+    json.dumps(tree, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return tree
+
+
+def read_json_file(path: Path) -> Any:
+    """The value of a JSON file on this machine.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: as ``parse_json``; too large, a pipe or a device.
+    """
+    return parse_json(read_bytes(str(path), MAX_BYTES))
 
 
 def _check_brackets(text: str) -> None:
@@ -53,10 +80,6 @@ def _check_brackets(text: str) -> None:
         depth += 1 if bracket in "[{" else -1
         if depth > MAX_BRACKETS:
             raise RecursionError
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _bounded(tree: Any) -> Any:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from raydelta.compute.cluster import SETTINGS
 from raydelta.compute.credentials import make_token
 
-# Readers of strangers' files are tested with a few mutations here and with many in the scheduled job (fuzz.yml).
+# Readers of strangers' files are tested with a few mutations here and with many in the scheduled job (scheduled.yml).
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile(
     "ci", max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=SLOW
@@ -29,6 +30,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     S3_PORT = probe.getsockname()[1]
+# Not the record of whoever runs the tests (raydelta.asked).
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="raydelta-state-")
 # Before Ray starts, as its workers inherit them.
 os.environ |= {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",

@@ -36,6 +36,9 @@ Synthetic = Annotated[
 Real = Annotated[str | None, typer.Option(help="Photographs: folder, data set, address or the stand-in 'street'.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Config fields as section.field=value.")]
 ClusterFile = Annotated[Path | None, typer.Option("--cluster", help="A cluster that ray up has made from this file.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", metavar="", help="Open addresses that only the run names: it is not a stranger's.")
+]
 Address = Annotated[str | None, typer.Option(help="The dashboard of a cluster: http://127.0.0.1:8265.")]
 
 

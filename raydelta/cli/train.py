@@ -16,6 +16,7 @@ from raydelta.cli.options import (
     Real,
     Runs,
     Synthetic,
+    Trust,
     announce,
     data_overrides,
     print_json,
@@ -121,8 +122,10 @@ def tune(
 @app.command()
 def init(synthetic: Synthetic = None, real: Real = None) -> None:
     """Write raydelta.yaml into the current folder: commented settings that tune and train read there."""
+    from raydelta.asked import remember
     from raydelta.tuning.project import write_project
 
+    remember(filter(None, (synthetic, real)))
     print(write_project(Path(), synthetic or "simulated", real or "street"))
     print("then         raydelta tune")
 
@@ -212,6 +215,7 @@ def train_translator_command(
 def evaluate(
     run: Annotated[str, typer.Argument(help="A finished training: directory, name or 'latest'.")],
     runs: Runs = "runs",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Print the test table of a finished training; writes table.json and table.csv into its directory."""
@@ -219,7 +223,7 @@ def evaluate(
     from raydelta.results.runs import resolve_run
 
     directory = resolve_run(run, runs)
-    rows = evaluate_run(directory)
+    rows = evaluate_run(directory, trust)
     if as_json:
         print_json(directory / "table.json")
         return
@@ -231,6 +235,7 @@ def evaluate(
 def report(
     run: Annotated[str, typer.Argument(help="A sweep or a training, finished or not: directory, name or 'latest'.")],
     runs: Runs = "runs",
+    trust: Trust = False,
 ) -> None:
     """Write report.html into a run's directory: all that is known of it, in one file that needs no network."""
     from raydelta.results.runs import resolve_run
@@ -240,7 +245,7 @@ def report(
     sys.stderr.write(f"report       reads {shown(directory)} and draws its test photographs; this can take a minute\n")
     from raydelta.results.report import report as report_run
 
-    print(shown(report_run(directory)))
+    print(shown(report_run(directory, trust)))
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from raydelta.cli.options import (
     Method,
     Runs,
     TrainedRun,
+    Trust,
     numbers,
     print_as_json,
 )
@@ -60,6 +61,7 @@ def select(
     ] = False,
     sets: Annotated[int, typer.Option(min=2, help="With --headroom: how many random label sets.")] = 16,
     runs: Runs = "runs",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Choose which photographs to label next; writes tasks for CVAT and Label Studio, and a contact sheet.
@@ -73,13 +75,13 @@ def select(
     if headroom:
         from raydelta.selection.headroom import measure_headroom
 
-        found = measure_headroom(directory, count, sets, announce=_announce)
+        found = measure_headroom(directory, count, sets, trust, _announce)
         print(found.model_dump_json(indent=1) if as_json else "\n".join(found.lines()))
         return
     assert count is not None  # _check_count
     from raydelta.selection.select import select
 
-    chosen = select(directory, count, strategy, out=out, grid=grid, window=window)
+    chosen = select(directory, count, strategy, out=out, grid=grid, window=window, trust=trust)
     if as_json:
         print_as_json(chosen)
         return

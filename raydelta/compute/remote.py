@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import yaml
 
+from raydelta.asked import VARIABLE, addresses_of, check_named
 from raydelta.compute.cluster import set_defaults
 from raydelta.compute.credentials import TOKEN, refuse_impostor, token_header
 from raydelta.config import BUILT_IN_SETS, Config, load_config
@@ -194,7 +195,9 @@ def tune_on_cluster(
         UserError: bad input, or a cluster that cannot be reached or runs another version.
     """
     opened, fields = open_space(space, overrides)
-    _check_data(load_config(preset or "laptop", config, opened.config | fields))
+    settings = load_config(preset or "laptop", config, opened.config | fields)
+    check_named(settings, fields)
+    _check_data(settings)
     metadata = (read_cluster_file(cluster_file).get("metadata") or {}) if cluster_file else {}
     where = str(runs or metadata.get("runs") or "runs")
     if not is_remote(where) and not Path(where).is_absolute():
@@ -204,16 +207,16 @@ def tune_on_cluster(
         )
     arguments = [*overrides, *(["--preset", preset] if preset else []), "--runs", where]
     with reach(cluster_file, address) as url:
-        name, new = _submit(url, arguments, space, config, resume)
+        name, new = _submit(url, arguments, space, config, resume, addresses_of(settings).values())
     verb = "submitted" if new else "runs already:"
     sys.stderr.write(f"{verb} {name}  runs {where}\nCtrl-C leaves it running\n\n")
     return follow(name, cluster_file, address)
 
 
 def _submit(
-    address: str, arguments: Sequence[str], space: str, config: str | Path | None, resume: bool
+    address: str, arguments: Sequence[str], space: str, config: str | Path | None, resume: bool, asked: Iterable[str]
 ) -> tuple[str, bool]:
-    """The id of the job with this command, and whether it is new."""
+    """The id of the job with this command, and whether it is new; ``asked``: addresses that it may open."""
     with tempfile.TemporaryDirectory(prefix="raydelta-") as folder:
         tree = Path(folder)
         command = ["tune", _take_along(space, tree / "space"), *arguments]
@@ -229,7 +232,7 @@ def _submit(
             Path(__file__).parents[1], tree / "raydelta", ignore=shutil.ignore_patterns("__pycache__", ".*")
         )
         name = f"{stem}.{len(attempts) + 1}"
-        _send(address, name, command + ["--resume"] * resume, tree)
+        _send(address, name, command + ["--resume"] * resume, tree, {VARIABLE: "\n".join(asked)})
     return name, True
 
 
@@ -241,11 +244,11 @@ def _check_data(config: Config) -> None:
             )
 
 
-def _send(address: str, name: str, command: Sequence[str], tree: Path) -> None:
+def _send(address: str, name: str, command: Sequence[str], tree: Path, environment: Mapping[str, str]) -> None:
     from ray.job_submission import JobSubmissionClient
 
     entrypoint = f"python -c {shlex.quote(GUARD)} && exec python -m raydelta.cli {shlex.join(command)}"
-    runtime = {"working_dir": str(tree), "env_vars": {"PYTHONUNBUFFERED": "1"}}
+    runtime = {"working_dir": str(tree), "env_vars": {"PYTHONUNBUFFERED": "1", **environment}}
     shown = f"raydelta {shlex.join(command)}"
     for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

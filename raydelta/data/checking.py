@@ -33,7 +33,7 @@ from raydelta.data.shards import (
 from raydelta.data.tables import Table
 from raydelta.data.taxonomy import IGNORE
 from raydelta.errors import printable
-from raydelta.storage.files import open_address
+from raydelta.storage.files import BUFFER, open_address
 
 # When shares of pixels look wrong.
 ENOUGH_LABELS = 20
@@ -169,7 +169,12 @@ def _check_shard(
     """Problems, ids and the histogram of label values of one shard."""
     histogram = np.zeros(256, dtype=np.int64)
     try:
-        with files.open_input_file(f"{base}/{shard.file}") as file:
+        found = files.get_file_info(f"{base}/{shard.file}")
+        if found.type == pyarrow.fs.FileType.Unknown:
+            return [f"{shard.file}: a pipe or device, not a file"], [], histogram
+        if found.size is not None and found.size > shard.bytes + BUFFER:  # not to be held in memory
+            return [f"{shard.file}: {found.size} bytes, {shard.bytes} in the manifest"], [], histogram
+        with files.open_input_file(found.path) as file:
             data = file.read()
     except OSError as error:
         return [f"{shard.file}: cannot be read: {error}"], [], histogram

@@ -24,7 +24,7 @@ from raydelta.data.decoding import threaded
 from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.errors import UserError, printable
 from raydelta.parsing import MAX_BYTES, parse_json
-from raydelta.storage.files import BUFFER, absolute, join, open_address, open_file_address, without_secrets
+from raydelta.storage.files import BUFFER, absolute, join, open_address, open_file_address, read_bytes, without_secrets
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -188,10 +188,7 @@ def read_manifest(uri: str | Path) -> Manifest:
     """
     files, base = open_address(uri)
     try:
-        with files.open_input_file(f"{base}/{MANIFEST}") as file:
-            if file.size() > MAX_BYTES:
-                raise UserError(f"{without_secrets(uri)}: {MANIFEST} is larger than {MAX_BYTES // 2**20} MiB; not read")
-            text = file.read()
+        text = read_bytes(join(absolute(uri), MANIFEST), MAX_BYTES)
     except FileNotFoundError as error:
         begun = files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))
         partial_write = files.get_file_info(f"{base}.partial").type == pyarrow.fs.FileType.Directory

@@ -15,7 +15,8 @@ from raydelta.results.evaluate import count_labels, method_of
 from raydelta.results.row import Row
 from raydelta.results.table import read_table
 from raydelta.storage.files import without_secrets, write_atomically
-from raydelta.training.job import Job, read_stage
+from raydelta.training.job import Job
+from raydelta.training.stage import read_stage
 from raydelta.version import __version__
 
 LOAD = """\

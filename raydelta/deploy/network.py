@@ -4,17 +4,17 @@ An exported folder holds the same as ``config.yaml`` and ``model.safetensors``.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from raydelta.config import GeneratorConfig, SegmenterConfig, read_yaml, validated
+from raydelta.config import GeneratorConfig, Pixels, SegmenterConfig, read_yaml, validated
 from raydelta.data.pixels import to_float
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
@@ -26,8 +26,9 @@ from raydelta.results.evaluate import method_of
 from raydelta.results.table import read_recommended
 from raydelta.storage.bucket import as_local, fetch
 from raydelta.storage.files import write_atomically
-from raydelta.training.checkpoint import read_config
-from raydelta.training.job import BEST, Job, find_job, is_beside, read_job, read_stage
+from raydelta.training.checkpoint import fill, read_config
+from raydelta.training.job import BEST, Job, find_job, read_job
+from raydelta.training.stage import is_beside, read_stage
 from raydelta.training.trained import ensemble, load_segmenter, read_colours, read_generator
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
@@ -52,9 +53,9 @@ class DeployConfig(BaseModel):
     run: str  # the name of the training
     method: str | None = None  # its row of the table; None: exported by an older version
     taxonomy: Taxonomy
-    width: int  # of the images that it was trained on, in pixels
-    height: int
-    chains: tuple[ChainConfig, ...]  # several: an ensemble
+    width: Pixels  # of the images that it was trained on
+    height: Pixels
+    chains: Annotated[tuple[ChainConfig, ...], Field(min_length=1, max_length=16)]  # several: an ensemble
 
     @property
     def multiple(self) -> int:
@@ -210,15 +211,20 @@ def save(model: Deployed, folder: Path) -> None:
 
 def _read_exported(path: Path) -> Deployed:
     config = validated(DeployConfig, read_yaml(path / CONFIG), str(path / CONFIG))
-    chains = []
-    for chain in config.chains:
-        generator = Generator(chain.generator) if chain.generator else Colours() if chain.colours else None
-        chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy), pretrained=False), generator))
-    model = Deployed(config, chains)
+
+    def make() -> Deployed:
+        chains = []
+        for chain in config.chains:
+            generator = Generator(chain.generator) if chain.generator else Colours() if chain.colours else None
+            chains.append(Chain(build_segmenter(chain.segmenter, len(config.taxonomy), pretrained=False), generator))
+        return Deployed(config, chains)
+
     try:
-        model.load_state_dict(safetensors.torch.load_file(path / WEIGHTS))
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path / WEIGHTS}: damaged, or not of {CONFIG} beside it; export again: {error}") from error
+        weights = safetensors.torch.load_file(path / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path / WEIGHTS}: damaged; export again: {error}") from error
+    model = fill(make, weights, f"{path / WEIGHTS}: damaged, or not of {CONFIG} beside it; export again")
+    assert isinstance(model, Deployed)
     return _ready(model)
 
 

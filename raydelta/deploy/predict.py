@@ -29,6 +29,7 @@ from raydelta.deploy.inputs import Input, find_inputs
 from raydelta.deploy.network import SMALLEST, Deployed, read_network
 from raydelta.deploy.windows import BATCH, segment
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.progress import Progress
 from raydelta.storage.bucket import as_local
 from raydelta.storage.files import absolute, is_remote, without_secrets, write_atomically
@@ -162,7 +163,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     manifest = out / MANIFEST
     if manifest.exists():
         try:
-            before = json.loads(manifest.read_text())
+            before = read_json_file(manifest)
         except (OSError, ValueError) as error:
             raise UserError(f"{manifest}: cannot be read: {error}; choose another folder") from error
         other = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]

@@ -15,8 +15,9 @@ from raydelta.progress import Progress
 from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
 from raydelta.results.table import write_table
-from raydelta.training.job import Job, label_ids, read_job, read_stage
+from raydelta.training.job import Job, check_trust, label_ids, read_job
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
+from raydelta.training.stage import read_stage
 from raydelta.training.trained import Model, load_model
 
 
@@ -40,16 +41,18 @@ def evaluate_on_ray(jobs: list[tuple[str, Job]], gpus: float, progress: Progress
     return [row.model_copy(update={"method": method}) for method, job in jobs for row in done[job.directory]]
 
 
-def evaluate(run: str | Path) -> list[Row]:
+def evaluate(run: str | Path, trust: bool = False) -> list[Row]:
     """The test table of a finished training; ``table.json`` and ``table.csv`` are written into its directory.
 
     Args:
         run: directory, address or name of the training, or ``latest``.
+        trust: open its data sets also at addresses that no command of yours has named.
 
     Raises:
         UserError: no finished training, or its photographs have no labelled test or val split.
     """
     job = read_job(resolve_run(run))
+    check_trust(job, trust)
     rows = evaluate_job(method_of(job), job)
     if not rows:
         raise UserError(f"{job.config.data.real}: has no labelled test or val split to evaluate on")

@@ -5,7 +5,6 @@ and which command brings it.
 """
 
 import functools
-import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.recipes import METHODS, RECIPES
 from raydelta.results import sections
 from raydelta.results.charts import CURVES, to_json
@@ -31,10 +31,11 @@ from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import read_table
-from raydelta.storage.files import shown, write_atomically
+from raydelta.storage.files import read_text, shown, write_atomically
 from raydelta.training import checkpoint
 from raydelta.training.curve import CURVE, read_curve
-from raydelta.training.job import Job, find_job, read_job, read_stage
+from raydelta.training.job import Job, check_trust, find_job, read_job
+from raydelta.training.stage import read_stage
 from raydelta.version import __version__
 
 PAGE = "report.html"
@@ -43,16 +44,23 @@ RENEW = "The same raydelta tune again renews it, and trains nothing again."
 Draw = Callable[[Mapping[str, Job]], Gallery]
 
 
-def report(run: str | Path) -> Path:
+def report(run: str | Path, trust: bool = False) -> Path:
     """Write ``report.html``, all that is known of a run in one file that needs no network; where it is.
 
     Args:
         run: directory or name of a sweep or of a training, finished or not, or ``latest``.
+        trust: open its data sets also at addresses that no command of yours has named.
 
     Raises:
         UserError: the directory is no run, or one that this version cannot read.
     """
-    return write_report(resolve_run(run))
+
+    def draw(jobs: Mapping[str, Job]) -> Gallery:
+        for job in jobs.values():
+            check_trust(job, trust)
+        return draw_gallery_here(jobs)
+
+    return write_report(resolve_run(run), draw)
 
 
 def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:
@@ -86,7 +94,7 @@ def write_report(run: Path, draw: Draw = draw_gallery_here) -> Path:
 def _headroom(run: Path) -> list[str]:
     """What ``raydelta select --headroom`` has found for this run, if it was asked."""
     try:
-        return [str(finding) for finding in json.loads((run / "headroom.json").read_text())["findings"]]
+        return [str(finding) for finding in read_json_file(run / "headroom.json")["findings"]]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError):
@@ -166,7 +174,7 @@ def _sweep_page(run: Path, draw: Draw) -> Page:
     if best.exists():
         again = ["raydelta", "train", "translator", "--runs", shown(run.parent), "--config", shown(best)]
         page.commands.append(("The best trial again", shlex.join(again)))
-        page.files.append(("best.yaml: the config of the best trial", best.read_text(errors="replace")))
+        page.files.append(("best.yaml: the config of the best trial", read_text(best)))
     if sweep:
         page.files += [("The search space", _yaml(sweep.space)), ("The config under all trials", _yaml(sweep.config))]
     page.commands.append(("This page again", shlex.join(["raydelta", "report", shown(run)])))
@@ -194,7 +202,11 @@ def _unfinished_page(run: Path) -> Page:
     """Of a training that has not ended: its working directory has its curve and its checkpoints."""
     page = Page(title=f"{run.name}, unfinished")
     curve = read_curve(run / CURVE)
-    done = f"{curve[-1]['step']} of {curve[-1]['steps']} steps are done" if curve else "it has not reported anything"
+    done = (
+        f"{curve[-1]['step']} of {curve[-1].get('steps', '?')} steps are done"
+        if curve
+        else "it has not reported anything"
+    )
     page.missing.append(
         f"The end of this training: {done}. The command that began it goes on from its last checkpoint."
     )
@@ -211,7 +223,7 @@ def _add_training_commands(page: Page, run: Path, kind: str, config: Path | None
         if kind in ("expert", "translator"):
             command = ["raydelta", "train", kind, "--runs", shown(runs), "--config", shown(config)]
             page.commands.append(("The training again", shlex.join(command)))
-        page.files.append(("The config", config.read_text(errors="replace")))
+        page.files.append(("The config", read_text(config)))
     page.commands.append(("This page again", shlex.join(["raydelta", "report", shown(run)])))
 
 
@@ -221,7 +233,7 @@ def _read_rows(run: Path, page: Page) -> list[Row]:
         return []
     try:
         rows = read_table(run)
-    except (OSError, ValueError, KeyError, TypeError):  # pydantic's is a ValueError
+    except UserError:
         page.missing.append(f"The table: table.json is damaged, or an older version wrote it. {RENEW}")
         return []
     if rows and all(row.confusion is None for row in rows):

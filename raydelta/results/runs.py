@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from raydelta.config import flatten, read_yaml
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.results.row import Row
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import read_table, summarise
@@ -21,9 +22,10 @@ from raydelta.storage.bucket import fetch, names_in, open_run, open_runs, remove
 from raydelta.storage.files import address_of, is_remote, shown
 from raydelta.storage.locks import is_locked
 from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.stage import STAGE, Stage, is_beside, read_stage
 
 LATEST = "latest"
-STAGE, BEST, METHODS = "stage.json", "best.yaml", "methods.json"  # of training.job, which would load torch
+BEST, METHODS = "best.yaml", "methods.json"  # of training.job, which would load torch
 UNFINISHED = "unfinished"
 
 State = Literal["finished", "running", "unfinished"]
@@ -253,7 +255,7 @@ def _describe_sweep(directory: Path) -> RunInfo:
 
 
 def _describe_stage(directory: Path) -> RunInfo:
-    stage = _read_json(directory / STAGE)
+    stage = _read_stage(directory)
     kind = stage.get("kind", "training")
     figures = _figures(directory)
     return RunInfo(
@@ -278,7 +280,7 @@ def _describe_unfinished(directory: Path) -> RunInfo:
         changed=_changed(directory),
         data=_data_of(checkpoints[-1], kind) if checkpoints else "",
         miou=curve[-1].get("miou") if curve else None,
-        progress=f"{curve[-1]['step']} of {curve[-1]['steps']} steps" if curve else "",
+        progress=f"{curve[-1]['step']} of {curve[-1].get('steps', '?')} steps" if curve else "",
     )
 
 
@@ -291,11 +293,12 @@ def _parts(directory: Path) -> set[str]:
         names |= {trial.stage for trial in read_trials(directory) if trial.stage}
     names |= {Path(row.stage).name for row in _rows(directory) if row.stage}
     for entry in _read_json(directory / METHODS).values():
-        names |= {entry["stage"], *entry["members"]} if isinstance(entry, dict) else set()
+        named = [entry.get("stage"), *(entry.get("members") or ())] if isinstance(entry, dict) else []
+        names |= {name for name in named if is_beside(name)}
     waiting = list(names)
     while waiting:
-        stage = _read_json(directory.parent / waiting.pop() / STAGE)
-        built_on = {stage.get(kind) for kind in ("expert", "translator", "student")} | set(stage.get("members") or ())
+        stage = _read_stage(directory.parent / waiting.pop())
+        built_on = {stage.get("expert"), stage.get("translator"), stage.get("student"), *stage.get("members", ())}
         waiting += [name for name in built_on - names if name]
         names |= {name for name in built_on if name}
     return names
@@ -304,7 +307,7 @@ def _parts(directory: Path) -> set[str]:
 def _rows(directory: Path) -> list[Row]:
     try:
         return read_table(directory)
-    except (OSError, ValueError, KeyError):  # none yet, or a damaged one
+    except UserError:  # none yet, or a damaged one
         return []
 
 
@@ -338,10 +341,10 @@ def _keys(mappings: Sequence[dict[str, Any]]) -> list[str]:
 
 def _data_of(checkpoint: Path, kind: str) -> str:
     try:
-        data = read_yaml(checkpoint / "config.yaml")["data"]
-    except (UserError, KeyError):
+        address = read_yaml(checkpoint / "config.yaml")["data"]["synthetic" if kind == "expert" else "real"]
+    except (UserError, KeyError, TypeError):
         return ""
-    return _data_name(data["synthetic" if kind == "expert" else "real"])
+    return _data_name(str(address))
 
 
 def _data_name(address: str) -> str:
@@ -349,9 +352,16 @@ def _data_name(address: str) -> str:
     return re.sub(r"-[0-9a-f]{10}$", "", address.partition("?")[0].rstrip("/").rpartition("/")[2])
 
 
+def _read_stage(directory: Path) -> Stage:
+    """Its manifest; empty if it is damaged or there is none."""
+    with contextlib.suppress(UserError):
+        return read_stage(directory) or {}
+    return {}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text())
+        tree = read_json_file(path)
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
 from raydelta.config import Config
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.search_space import Space
 from raydelta.storage.bucket import fetch
-from raydelta.storage.files import fingerprint, write_atomically
+from raydelta.storage.files import fingerprint, read_text, write_atomically
 from raydelta.training.curve import read_curve
+from raydelta.training.stage import Beside
 from raydelta.version import __version__
 
 RUN, TRIALS, FORMAT = "run.json", "trials.json", 1
@@ -37,22 +39,37 @@ class Sweep(BaseModel):
     command: str
     space: Space
     config: Config  # before a trial's fields are set; data sets as they lie on disk
-    expert: str  # its directory, beside the sweep's
+    expert: Beside  # its directory, beside the sweep's
+
+
+def _plain(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Config fields as a space gives them: texts, booleans and numbers that fit a float, or lists of them."""
+    for value in overrides.values():
+        for each in value if isinstance(value, list) else [value]:
+            number = isinstance(each, int | float) and not isinstance(each, bool)
+            if not (each is None or isinstance(each, str | bool) or (number and abs(each) < 1e100)):
+                raise ValueError(f"{each!r}: no value of a setting")
+    return overrides
+
+
+Step = Annotated[int, Field(ge=0, lt=2**53)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Overrides = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 @dataclass(frozen=True)
 class Trial:
     """One trial; the curve is empty if Ray Tune's files of it are gone."""
 
-    overrides: dict[str, Any]
+    overrides: Overrides
     miou: float | None  # validation, percent, where it ended
-    step: int
-    device_seconds: float
+    step: Step
+    device_seconds: Seconds
     error: str | None
     ended: bool
     stopped_early: bool
     curve: list[dict[str, Any]] = field(default_factory=list)
-    stage: str | None = None  # directory of its training, beside the sweep's; None: it failed, or an older sweep
+    stage: Beside | None = None  # directory of its training, beside the sweep's; None: it failed, or an older sweep
 
     @property
     def state(self) -> str:
@@ -62,6 +79,9 @@ class Trial:
         if not self.ended:
             return "unfinished"
         return "stopped early" if self.stopped_early else "finished"
+
+
+_TRIAL, _OVERRIDES = TypeAdapter(Trial), TypeAdapter(Overrides)
 
 
 def record_sweep(directory: Path, sweep: Sweep) -> None:
@@ -79,7 +99,7 @@ def read_sweep(directory: Path) -> Sweep | None:
     if not path.exists():
         return None
     try:
-        tree = json.loads(path.read_text())
+        tree = read_json_file(path)
         newer = tree["format"] > FORMAT
         sweep = None if newer else Sweep(**tree)
     except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
@@ -121,7 +141,7 @@ def read_trials(directory: Path) -> list[Trial]:
     if not path.exists():
         return [_from_folder(folder) for folder in folders.values()]
     try:
-        results = json.loads(path.read_text())
+        results = read_json_file(path)
         return [_from_result(result, folders.get(key_of(result["overrides"]))) for result in results]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, run the same raydelta tune again to renew it: {error}") from error
@@ -149,38 +169,29 @@ def key_of(overrides: Mapping[str, Any]) -> str:
 
 def _asked(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / "params.json").read_text())["overrides"]
+        return _OVERRIDES.validate_python(read_json_file(folder / "params.json")["overrides"])
     except (OSError, ValueError, KeyError, TypeError):  # a trial that has only just been made
         return None
 
 
 def _from_result(result: Mapping[str, Any], folder: Path | None) -> Trial:
-    return Trial(
-        overrides=result["overrides"],
-        miou=result["miou"],
-        step=result["step"],
-        device_seconds=result.get("device_seconds", 0.0),
-        error=result["error"],
-        ended=True,
-        stopped_early=result["stopped_early"],
-        curve=read_curve(folder / "result.json") if folder else [],
-        stage=result.get("stage"),
-    )
+    curve = read_curve(folder / "result.json") if folder else []
+    return _TRIAL.validate_python({"device_seconds": 0.0, **result, "ended": True, "curve": curve})
 
 
 def _from_folder(folder: Path) -> Trial:
     curve = read_curve(folder / "result.json")
     last: dict[str, Any] = curve[-1] if curve else {}
     complaint, error = folder / "error.txt", None
-    whole = bool(curve) and last["step"] == last["steps"]
-    ended = whole or last.get("done", False)  # Ray Tune's word for a trial that its scheduler has stopped
+    whole = bool(curve) and last["step"] == last.get("steps")
+    ended = whole or last.get("done") is True  # Ray Tune's word for a trial that its scheduler has stopped
     if complaint.exists() and not ended:
-        error = (complaint.read_text(errors="replace").strip().splitlines() or ["unknown"])[-1]
+        error = (read_text(complaint).strip().splitlines() or ["unknown"])[-1]
     return Trial(
         overrides=_asked(folder) or {},
         miou=last.get("miou"),
         step=last.get("step", 0),
-        device_seconds=last.get("device_seconds", 0.0),
+        device_seconds=last.get("device_seconds") or 0.0,
         error=error,
         ended=ended,
         stopped_early=ended and not whole,

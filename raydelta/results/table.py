@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.results.recommend import Recommended, recommend
 from raydelta.results.row import Row, name_split
 from raydelta.storage.files import write_atomically
@@ -137,8 +138,19 @@ def _lines(objects: Iterable[dict[str, Any]]) -> str:
 
 
 def read_table(directory: Path) -> list[Row]:
-    """The rows that ``write_table`` wrote."""
-    return [Row(**row) for row in json.loads((directory / "table.json").read_text())["rows"]]
+    """The rows that ``write_table`` wrote.
+
+    Raises:
+        UserError: there is no table, or it is damaged.
+    """
+    path = directory / "table.json"
+    try:
+        rows = [Row(**row) for row in read_json_file(path)["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+        raise UserError(f"{path}: damaged; the same command again renews it: {error}") from error
+    if len({(tuple(row.per_class), tuple(row.means)) for row in rows}) > 1:
+        raise UserError(f"{path}: damaged: its rows are of different classes; the same command again renews it")
+    return rows
 
 
 def recommended_row(directory: Path) -> str | None:
@@ -153,15 +165,12 @@ def read_recommended(directory: Path) -> Recommended | None:
     Raises:
         UserError: the table is damaged.
     """
-    path = directory / "table.json"
-    if not path.exists():
+    if not (directory / "table.json").exists():
         return None
     try:
         return recommend(read_table(directory)).overall
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
-        raise UserError(
-            f"{path}: damaged; the same raydelta tune again renews it, or name a --method: {error}"
-        ) from error
+    except UserError as error:
+        raise UserError(f"{error}; or name a --method") from error
 
 
 def format_table(rows: Sequence[Row], with_classes: bool = True) -> Table:

@@ -1,6 +1,5 @@
 """``raydelta data import-labels``: masks from a labelling tool become a data set, and the next round a command."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raydelta.asked import check_asked
 from raydelta.config import LabelCells
 from raydelta.data.decoding import decode_label
 from raydelta.data.labels import cells_mask
@@ -18,6 +18,7 @@ from raydelta.data.shards import Manifest, OnProgress, list_ids, read_manifest, 
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import check_target, encode_label
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.selection.files import FORMAT, ORDER, training_command
 from raydelta.selection.tools import read_masks
 from raydelta.storage.files import absolute
@@ -68,6 +69,8 @@ def import_labels(
     """
     check_target(target)
     asked = read_order(selection)
+    if data is None:
+        check_asked({"data": asked.data}, str(selection), "name it with --data")
     data = data or asked.data
     taxonomy = read_manifest(data).taxonomy
     _check_still_there(data, asked.images)
@@ -96,7 +99,7 @@ def read_order(selection: Path) -> Order:
     """
     path = selection / ORDER
     try:
-        order = Order(**json.loads(path.read_text()))
+        order = Order(**read_json_file(path))
     except FileNotFoundError as error:
         raise UserError(f"{selection}: no finished selection of raydelta select (it has no {ORDER})") from error
     except (OSError, ValueError, TypeError, ValidationError) as error:

@@ -30,8 +30,9 @@ from raydelta.results.evaluate import evaluate_on_ray
 from raydelta.selection.select import find_translator
 from raydelta.storage.files import write_atomically
 from raydelta.training.assemble import open_large_sets
-from raydelta.training.job import Job, label_ids, make_job, read_stage
+from raydelta.training.job import Job, check_trust, label_ids, make_job
 from raydelta.training.on_ray import train_on_ray
+from raydelta.training.stage import read_stage
 
 METHOD: MethodName = "joint training"
 """What each set is trained with. It needs no translator, so a set costs a fraction of what one would."""
@@ -116,19 +117,25 @@ class Headroom(BaseModel):
 
 
 def measure_headroom(
-    run: Path, budget: int | None = None, sets: int = SETS, announce: Callable[[str], None] = print
+    run: Path,
+    budget: int | None = None,
+    sets: int = SETS,
+    trust: bool = False,
+    announce: Callable[[str], None] = print,
 ) -> Headroom:
     """Train random label sets of a run's budget alike, evaluate them, and write ``headroom.json`` into its directory.
 
     Args:
         run: the directory of a finished translator, or of a sweep: its best one. Its data and settings are taken.
         budget: labels in a set; the run's own if None.
+        trust: open its data sets also at addresses that no command of yours has named.
         announce: is told what it will cost before it starts.
 
     Raises:
         UserError: too few labels are known for the sets to differ, or no labelled test images are there.
     """
     job = find_translator(run)
+    check_trust(job, trust)
     if evaluation_split(read_manifest(job.config.data.real)) is None:
         raise UserError(f"{job.config.data.real}: has no labelled test split to compare label sets on")
     jobs = plan(job, budget or job.config.labels.budget, sets)

@@ -28,7 +28,7 @@ from raydelta.selection.sheet import draw_selection
 from raydelta.selection.strategies import find_strategy, rarity_weights
 from raydelta.storage.bucket import publish
 from raydelta.training.assemble import load_labelled
-from raydelta.training.job import Job, find_job, label_ids
+from raydelta.training.job import Job, check_trust, find_job, label_ids
 
 WINDOW = 5
 """Frames. A batch holds at most one of so many successive frames of a sequence."""
@@ -55,6 +55,7 @@ def select(
     out: Path | None = None,
     grid: Grid | None = None,
     window: int = WINDOW,
+    trust: bool = False,
 ) -> Selection:
     """Choose what to label next for a finished translator, and write it.
 
@@ -63,11 +64,13 @@ def select(
         count: images, or with a grid cells.
         out: output directory; by default one in the run's directory.
         grid: columns and rows of the cells that are chosen in place of whole images; a strategy for cells has its own.
+        trust: open its data sets also at addresses that no command of yours has named.
 
     Raises:
         UserError: no translator, no such strategy, or a pool too small.
     """
     job = find_translator(resolve_run(run))
+    check_trust(job, trust)
     find_strategy(strategy)
     grid = grid or default_grid(job, strategy)
     check_count(job, count, grid)

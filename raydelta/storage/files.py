@@ -171,8 +171,15 @@ def open_address(uri: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def open_file_address(address: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """As ``open_address``, for a file: its name is taken as it is, and one client serves its whole folder."""
+    """As ``open_address``, for a file: its name is taken as it is, and one client serves its whole folder.
+
+    Raises:
+        UserError: as ``open_address``, or a pipe or device, which may never end.
+    """
     if not is_remote(address):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(mode := Path(address).stat().st_mode) and not stat.S_ISDIR(mode):
+                raise UserError(f"{address}: a pipe or device, not a file")
         return open_address(address)
     base, question, options = address.partition("?")
     folder, _, name = base.rpartition("/")
@@ -237,12 +244,27 @@ def read_bytes(address: str, limit: int = 2**30) -> bytes:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), address)
             if not stat.S_ISREG(mode):
                 raise UserError(f"{address}: a pipe or device, not a file")
-            content = file.read(limit + 1)
-    if len(content) > limit:
+            # Not read(limit), which would ask for so much memory at once.
+            content = file.read() if os.fstat(file.fileno()).st_size <= limit else None
+    if content is None or len(content) > limit:
         raise UserError(
             f"{without_secrets(address)}: larger than {limit / 2**20:.0f} MiB, which is the most that is read"
         )
     return content
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in a run's directory, to be shown. A symbolic link is not followed: it may lead anywhere.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if path.is_symlink():
+            raise UserError(f"{path}: a symbolic link; not followed")
+        return read_bytes(str(path), 64 * 2**20).decode(errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def upload(source: Path, files: pyarrow.fs.FileSystem, path: str) -> None:

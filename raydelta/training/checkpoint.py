@@ -14,24 +14,30 @@ A finished stage keeps the first three: what inference and a warm start need.
 import hashlib
 import io
 import json
+import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import safetensors.torch
 import torch
+from pydantic import Field, TypeAdapter
 from torch import nn
+from typing_extensions import TypedDict  # pydantic asks for it on Python 3.11
 
 from raydelta.config import Config, load_config, save_config
 from raydelta.errors import UserError
+from raydelta.parsing import read_json_file
 from raydelta.storage.bucket import fetch
-from raydelta.storage.files import fill_directory
+from raydelta.storage.files import fill_directory, read_bytes
+from raydelta.training.stage import Beside
 from raydelta.version import __version__
 
 FORMAT = 2
 NETWORKS = "networks.safetensors"
+LARGEST = 2**40  # bytes of a file; more is no checkpoint
 KEPT = 2
 """Checkpoints of one training that are kept: the last one, and the one before it in case the last is damaged."""
 
@@ -85,7 +91,21 @@ def write_checkpoint(
     beside.replace(path)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+class Meta(TypedDict):
+    """What ``meta.json`` holds."""
+
+    format: int
+    kind: str
+    step: Annotated[int, Field(ge=0)]
+    device_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    versions: dict[str, str]
+    sha256: NotRequired[dict[Beside, str]]  # file → digest; older checkpoints have none
+
+
+_META = TypeAdapter(Meta)
+
+
+def read_meta(path: Path) -> Meta:
     """The ``meta.json`` of a checkpoint.
 
     Raises:
@@ -94,12 +114,12 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not (path / "meta.json").exists():
         fetch(path, light=True)
     try:
-        meta = json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError) as error:
+        meta = read_json_file(path / "meta.json")
+        if isinstance(meta, dict) and meta.get("format") == FORMAT:
+            return _META.validate_python(meta)
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError
         raise UserError(f"{path}: not a checkpoint of raydelta: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise UserError(f"{path}: checkpoint of another format; this version reads format {FORMAT}")
-    return meta
+    raise UserError(f"{path}: checkpoint of another format; this version reads format {FORMAT}")
 
 
 def read_config(path: Path) -> Config:
@@ -147,7 +167,9 @@ def keep_weights(source: Path, target: Path) -> None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints kept in a folder, the last one first."""
     whole = (path.parent for path in folder.glob("checkpoint-*/meta.json"))  # in a bucket it is written last
-    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    steps = {path: path.name.removeprefix("checkpoint-") for path in whole}
+    numbered = {path: int(step) for path, step in steps.items() if re.fullmatch(r"[0-9]{1,18}", step)}
+    return sorted(numbered, key=lambda path: numbered[path], reverse=True)
 
 
 def find_whole(checkpoints: Iterable[Path]) -> Path | None:
@@ -200,6 +222,42 @@ def read_weights(path: Path, name: str) -> dict[str, torch.Tensor]:
     return read_networks(path, [name])[name]
 
 
+def load_network(build: Callable[[], nn.Module], path: Path, name: str) -> nn.Module:
+    """The network that ``build`` makes, with the weights of that name in a checkpoint; on the CPU.
+
+    Raises:
+        UserError: as ``read_networks``, or they are of another network than the config beside them says.
+    """
+    return fill(build, read_weights(path, name), f"{path / NETWORKS}: its {name} is not the network of config.yaml")
+
+
+def fill(build: Callable[[], nn.Module], weights: Mapping[str, torch.Tensor], complaint: str) -> nn.Module:
+    """The network that ``build`` makes, with these weights.
+
+    Raises:
+        UserError: ``complaint``, as they are of another network. It is not made then: a stranger's config of a few
+            bytes can name one that is larger than any memory.
+    """
+    shapes = _shapes_of(build)
+    if shapes is not None and shapes != {name: value.shape for name, value in weights.items()}:
+        raise UserError(complaint)
+    network = build()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{complaint}: {error}") from error
+    return network
+
+
+def _shapes_of(build: Callable[[], nn.Module]) -> dict[str, torch.Size] | None:
+    """The shapes of a network's weights, without memory for them; None: it cannot be made so, as some encoders."""
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+            return {name: value.shape for name, value in build().state_dict().items()}
+    except (RuntimeError, UserError):  # what is wrong with it is said where it is made
+        return None
+
+
 def read_state(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The shared state and this rank's own; the latter is None if that run had fewer ranks."""
     own = f"rank-{rank}.pt"
@@ -219,7 +277,7 @@ def _read(path: Path, file: str) -> bytes:
     try:
         if not (path / file).exists():
             fetch(path)
-        content = (path / file).read_bytes()
+        content = read_bytes(str(path / file), LARGEST)
     except OSError as error:
         raise UserError(f"{path / file}: cannot be read: {error}") from error
     digest = read_meta(path).get("sha256", {}).get(file)  # other ranks' files have none, older checkpoints neither

@@ -1,7 +1,6 @@
 """One training as data: its kind, its config, what it builds on, and the stage directory that it becomes.
 
-A stage is a directory that is built once for the same inputs. It counts only when its manifest
-``stage.json`` is written.
+A stage is a directory that is built once for the same inputs. It counts only when its manifest is written (``stage``).
 """
 
 import hashlib
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from raydelta.asked import addresses_of, check_asked, remember
 from raydelta.config import Config, SegmenterConfig, load_config, override, validated
 from raydelta.data.labels import check_bought, choose_labels
 from raydelta.data.pixels import NORMALISATION
@@ -18,10 +18,11 @@ from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_mani
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks.own_code import refuse_code
+from raydelta.parsing import read_json_file
 from raydelta.recipes import METHODS, RECIPES, TAUGHT, UNGUIDED, Kind, Recipe, find_method
-from raydelta.storage.bucket import fetch
 from raydelta.storage.files import fingerprint, shown, write_atomically
 from raydelta.training import checkpoint
+from raydelta.training.stage import STAGE, is_beside, read_stage
 
 
 class Job(BaseModel):
@@ -40,9 +41,16 @@ class Job(BaseModel):
     @property
     def parents(self) -> list["Job"]:
         """All that has to be trained before it, in order, but for the expert."""
-        direct = [job for job in (self.translator, self.student, *self.members) if job is not None]
-        ordered = [job for parent in direct for job in [*parent.parents, parent]]
-        return list({job.directory: job for job in ordered}.values())
+        ordered: dict[Path, Job] = {}
+
+        def add(job: Job) -> None:
+            for parent in (job.translator, job.student, *job.members):
+                if parent is not None and parent.directory not in ordered:
+                    add(parent)
+                    ordered[parent.directory] = parent
+
+        add(self)
+        return list(ordered.values())
 
     @property
     def recipe(self) -> Recipe:
@@ -62,6 +70,8 @@ class Job(BaseModel):
             stage = read_stage(directory)
             if stage is not None and "taxonomy" in stage:  # stages of older versions do not say
                 return validated(Taxonomy, stage["taxonomy"], str(directory / STAGE))
+        if self.done:
+            check_trust(self)
         return read_manifest(self.config.data.synthetic).taxonomy
 
     @property
@@ -216,40 +226,83 @@ def _find_start(config: Config, runs: Path) -> Job:
     return job
 
 
+MOST = 100
+"""Trainings that one builds on, at most: a chain of translators that start from each other grows by one each time."""
+
+
 def read_job(directory: Path) -> Job:
     """The job behind a complete stage directory, as a run has left it.
 
     Raises:
-        UserError: the directory is no finished training, or the expert beside it is gone.
+        UserError: the directory is no finished training, or what it builds on is gone.
     """
+    return _read_job(directory, {})
+
+
+def _read_job(directory: Path, known: dict[Path, Job | None]) -> Job:
+    """``known``: what was read already; None, where reading it has led here."""
+    if directory in known:
+        if (job := known[directory]) is None:
+            raise UserError(f"{directory}: its stage.json says that it builds on itself; not read")
+        return job
+    if len(known) > MOST:
+        raise UserError(f"{directory}: more than {MOST} trainings build on it; not read")
+    known[directory] = None
     stage = read_stage(directory)
-    if stage is None or "kind" not in stage:
+    if stage is None or "kind" not in stage or RECIPES[stage["kind"]].members:  # an ensemble has no stage of its own
         raise UserError(f"{shown(directory)}: not a finished training of raydelta (no stage.json that says so)")
     if tuple(stage.get("normalisation", NORMALISATION)) != NORMALISATION:
         raise UserError(f"{directory}: its images were normalised in another way; a newer raydelta reads it")
-    beside: dict[str, Path] = {}
-    named = [stage.get(kind) for kind in ("expert", "translator", "student")] + list(stage.get("members") or ())
-    if not all(name is None or is_beside(name) for name in named):
-        raise UserError(f"{directory}: its stage.json names what does not lie beside it; not read")
-    for kind in ("expert", "translator", "student"):
-        if stage.get(kind):
-            beside[kind] = directory.parent / stage[kind]
-            if read_stage(beside[kind]) is None:
-                raise UserError(f"{directory}: its {kind} {beside[kind]} is missing; it has to lie beside it")
-    return Job(
+    named = {"expert": stage.get("expert"), "translator": stage.get("translator"), "student": stage.get("student")}
+    beside = {name: directory.parent / found for name, found in named.items() if found}
+    for kind, path in beside.items():
+        if read_stage(path) is None:
+            raise UserError(f"{directory}: its {kind} {path} is missing; it has to lie beside it")
+    if stage["kind"] == "translator" and "expert" not in beside:
+        raise UserError(f"{directory}: its stage.json names no expert; not read")
+    for path in (directory, *([beside["expert"]] if "expert" in beside else [])):
+        _check_whole(path)
+    job = Job(
         kind=stage["kind"],
         config=checkpoint.read_config(directory / "checkpoint"),
         directory=directory,
         expert=beside.get("expert"),
-        translator=read_job(beside["translator"]) if "translator" in beside else None,
-        student=read_job(beside["student"]) if "student" in beside else None,
-        members=tuple(read_job(directory.parent / name) for name in stage.get("members", ())),
+        translator=_read_job(beside["translator"], known) if "translator" in beside else None,
+        student=_read_job(beside["student"], known) if "student" in beside else None,
+        members=tuple(_read_job(directory.parent / name, known) for name in stage.get("members", ())),
     )
+    known[directory] = job
+    return job
 
 
-def is_beside(name: object) -> bool:
-    """Whether a name leads to a directory beside, and nowhere else."""
-    return isinstance(name, str) and is_plain(name) and "/" not in name
+def check_trust(job: Job, trust: bool = False) -> None:
+    """Refuse to open a run's data sets on other machines that only the run itself names: it may be a stranger's.
+
+    Args:
+        trust: the user has said that it is not.
+
+    Raises:
+        UserError: no command of the user's has named them.
+    """
+    if trust:
+        remember(addresses_of(job.config).values())
+    named = _elsewhere(job.config, job.directory.parent)
+    check_asked(named, shown(job.directory), "--trust, if you know where the run is from")
+
+
+def _elsewhere(config: Config, runs: Path) -> dict[str, str]:
+    """The addresses in a config, but for those in the bucket of the runs, which somebody has named to come here."""
+    return {field: at for field, at in addresses_of(config).items() if not at.startswith(f"{shown(runs)}/")}
+
+
+def _check_whole(directory: Path) -> None:
+    """Refuse a stage whose manifest lacks what every version has written."""
+    stage = read_stage(directory) or {}
+    known: dict[str, Any] = {**stage, **stage.get("metrics", {})}
+    wanted = ("step", "steps", "device_seconds", "labels_train", "labels_val")
+    missing = [name for name in wanted if known.get(name) is None]
+    if missing:
+        raise UserError(f"{directory}: its stage.json does not say its {', '.join(missing)}; not read")
 
 
 BEST, METHOD_STAGES = "best.yaml", "methods.json"
@@ -317,17 +370,22 @@ def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
     path = run / METHOD_STAGES
     if path.exists():
         try:
-            named = json.loads(path.read_text())
+            named = read_json_file(path)
             parts = [part for entry in named.values() for part in (entry["stage"], *entry["members"])]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged; name one of the trainings beside {run} instead: {error}") from error
         if not all(map(is_beside, parts)):
             raise UserError(f"{path}: names what does not lie beside {run}; not read")
-        return named
+        rows = [
+            name for name, entry in named.items() if name in METHODS or (name == EXPERT_ROW and not entry["members"])
+        ]
+        return {name: named[name] for name in rows}
     if listed := _methods_of_table(run):
         return listed
     try:
-        return _name_methods(load_config(file=run / BEST), run.resolve().parent)
+        config = load_config(file=run / BEST)
+        check_asked(_elsewhere(config, run.resolve().parent), shown(run / BEST), "name one of the trainings beside it")
+        return _name_methods(config, run.resolve().parent)
     except UserError as error:
         raise UserError(
             f"{run}: a sweep of an older version, whose models are found by its data sets: {error}; bring them there, "
@@ -340,11 +398,11 @@ def _methods_of_table(run: Path) -> dict[str, dict[str, Any]]:
     config = load_config(file=run / BEST)
     named: dict[str, dict[str, Any]] = {}
     try:
-        for row in json.loads((run / "table.json").read_text())["rows"]:
+        for row in read_json_file(run / "table.json")["rows"]:
             best = row["labels_train"] == config.labels.budget
             if row["seed"] == config.seed and is_beside(row.get("stage")) and (best or row["method"] not in named):
                 named[row["method"]] = {"stage": row["stage"], "members": []}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     for name, method in METHODS.items():
         rows = ["guided" if member == "translator" else member for member in RECIPES[method.kind].members]
@@ -372,27 +430,5 @@ def label_ids(job: Job) -> tuple[list[str], list[str]]:
     return choose_labels(available, job.config.labels, job.config.seed, job.budget)
 
 
-STAGE = "stage.json"
 OWN = "model"
 """What the copy of a user's network is called in an expert's stage, before its suffix."""
-
-
-def read_stage(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a complete stage, or None.
-
-    Raises:
-        UserError: the manifest is there but cannot be read.
-    """
-    path = directory / STAGE
-    fetch(directory, light=True, age=60 if path.exists() else 0)  # whether it was removed is not asked every time
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged stage, remove the directory to build it again: {error}") from error
-
-
-def complete_stage(directory: Path, manifest: dict[str, Any]) -> None:
-    """Declare a stage complete: its manifest is written last, and at once."""
-    write_atomically(directory / STAGE, json.dumps(manifest, indent=1, default=str))

@@ -23,8 +23,9 @@ from raydelta.storage.locks import exclusive
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.checkpoint import find_whole, keep_checkpoint, keep_weights, list_checkpoints
 from raydelta.training.curve import CURVE, append_report, format_curve, read_curve
-from raydelta.training.job import OWN, Job, complete_stage, label_ids
+from raydelta.training.job import OWN, Job, label_ids
 from raydelta.training.loop import train
+from raydelta.training.stage import complete_stage
 
 GRACE = 10.0
 """Seconds that a training which failed gives its last checkpoint to be copied."""

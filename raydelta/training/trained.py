@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,12 +28,13 @@ def load_segmenter(directory: Path, classes: int) -> nn.Module:
     if own is not None:
         return load_own_expert(own, config.expert, config.segmenter, read_job(directory).taxonomy.classes)
     job = read_job(directory) if config.expert.model is not None else None
-    if job is not None and job.kind == "blended" and job.expert is not None:  # the user's network, other statistics
-        network = load_segmenter(job.expert, classes)
-    else:
-        network = build_segmenter(config.segmenter, classes, pretrained=False)
-    network.load_state_dict(checkpoint.read_weights(path, "segmenter"))
-    return network
+
+    def build() -> nn.Module:
+        if job is not None and job.kind == "blended" and job.expert is not None:  # the user's network, other statistics
+            return load_segmenter(job.expert, classes)
+        return build_segmenter(config.segmenter, classes, pretrained=False)
+
+    return checkpoint.load_network(build, path, "segmenter")
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,8 @@ def read_colours(directory: Path) -> Colours:
 def read_generator(directory: Path, name: str) -> nn.Module:
     """A generator of a complete translator stage, frozen, on the CPU."""
     path = directory / "checkpoint"
-    generator = Generator(checkpoint.read_config(path).generator)
-    generator.load_state_dict(checkpoint.read_weights(path, name))
-    return freeze(generator)
+    settings = checkpoint.read_config(path).generator
+    return freeze(checkpoint.load_network(partial(Generator, settings), path, name))
 
 
 def load_generator(directory: Path, name: str, place: Place) -> Callable[[Tensor], Tensor]:

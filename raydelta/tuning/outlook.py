@@ -15,8 +15,9 @@ from raydelta.recipes import RECIPES
 from raydelta.results.evaluate import method_of
 from raydelta.results.sweep import TRIALS, read_trials
 from raydelta.search_space import ReplayConfig, Space
-from raydelta.training.job import BEST, Job, make_job, read_stage
+from raydelta.training.job import BEST, Job, make_job
 from raydelta.training.on_ray import train_on_ray
+from raydelta.training.stage import read_stage
 from raydelta.tuning.halving import expect_steps, make_milestones
 from raydelta.tuning.start import Announce
 from raydelta.tuning.trials import trial_resources

@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from raydelta.asked import addresses_of, remember
 from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, flatten, without_tracking
 from raydelta.data.prepare import check_data, prepare_data
 from raydelta.progress import Progress
 from raydelta.storage.bucket import open_runs
 from raydelta.training.curve import losses_of
-from raydelta.training.job import Job, make_job, read_stage
+from raydelta.training.job import Job, make_job
 from raydelta.training.on_ray import train_on_ray
+from raydelta.training.stage import read_stage
 from raydelta.tuning import trackers
 from raydelta.tuning.start import check_runs
 
@@ -52,6 +54,7 @@ def train_translator(config: Config, runs: str | Path = "runs") -> Job:
 
 
 def _train(kind: Literal["expert", "translator"], config: Config, runs: str | Path) -> Job:
+    remember(addresses_of(config).values())  # a program has named them, or a command that has checked them
     check_data(config)
     runs = open_runs(runs, write=True).resolve()
     check_runs(runs)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raydelta.asked import check_named
 from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, load_config
 from raydelta.data.prepare import check_data
@@ -44,19 +45,23 @@ def start(
     preset: str | None = None,
     config_file: str | Path | None = None,
     announce: Announce = lambda cluster, preset: None,
+    space: Mapping[str, Any] | None = None,
 ) -> Started:
     """Check the settings, then join the running Ray or start a private one.
 
     Args:
-        fields: dotted config fields, over preset and file.
+        fields: dotted config fields that the user has named, over preset, file and space.
         preset: ``laptop`` or ``gpu``; None takes ``gpu`` where the cluster has one.
         announce: called with the cluster and the preset as soon as both are known.
+        space: dotted config fields of a search space.
 
     Raises:
         UserError: a bad setting, a tracker that is not installed, or no cluster; bad settings are named before Ray
             starts.
     """
+    own, fields = fields, {**(space or {}), **fields}
     asked = load_config(preset or "laptop", config_file, fields)
+    check_named(asked, own)
     check_trackers(asked.tracking)
     check_data(asked)
     check_files(asked)

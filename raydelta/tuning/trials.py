@@ -32,9 +32,10 @@ from raydelta.storage import bucket
 from raydelta.storage.files import fingerprint, locate, write_atomically
 from raydelta.storage.locks import exclusive, open_lock
 from raydelta.training.curve import CURVE, read_curve
-from raydelta.training.job import Job, make_job, read_stage
+from raydelta.training.job import Job, make_job
 from raydelta.training.on_ray import Shared, fetch, train_on_ray
 from raydelta.training.run import train_alone, working_directory
+from raydelta.training.stage import read_stage
 from raydelta.tuning.callbacks import prune_trials, show_progress, tell_trackers
 from raydelta.tuning.halving import expect_steps, make_milestones, make_scheduler
 from raydelta.tuning.searchers import make_searcher

@@ -148,7 +148,7 @@ def open_task(
     fields = export_own_code(fields, runs)
     for key in set(fields) & set(space.search):
         raise UserError(f"{key} is searched by the space {name!r}; remove the override or the dimension")
-    cluster, preset, config = start(space.config | fields, preset, config_file, announce)
+    cluster, preset, config = start(fields, preset, config_file, announce, space.config)
     trial_resources(space, cluster)
     if space.search and (config.guidance.teacher is not None or "guidance.teacher" in space.search):
         raise UserError(

@@ -22,7 +22,8 @@ from raydelta.results.pictures import overlay
 from raydelta.results.row import Row
 from raydelta.results.runs import resolve_run
 from raydelta.results.table import write_table
-from raydelta.training.job import make_job, read_stage
+from raydelta.training.job import make_job
+from raydelta.training.stage import read_stage
 from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph
 from tests.sets import HEIGHT, WIDTH

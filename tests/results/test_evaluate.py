@@ -5,7 +5,8 @@ import pytest
 from raydelta.compute.device import find_place
 from raydelta.config import override
 from raydelta.results.evaluate import evaluate_job, validation_miou
-from raydelta.training.job import Job, make_job, read_stage
+from raydelta.training.job import Job, make_job
+from raydelta.training.stage import read_stage
 from raydelta.training.trained import load_model
 
 

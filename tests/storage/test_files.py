@@ -7,7 +7,7 @@ import pytest
 from raydelta.errors import UserError
 from raydelta.storage import files as storage
 from raydelta.storage.files import fingerprint, patiently, replace_directory, write_atomically
-from raydelta.training.job import complete_stage, read_stage
+from raydelta.training.stage import complete_stage, read_stage
 
 
 def listing(folder: Path) -> list[str]:

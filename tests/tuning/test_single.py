@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from raydelta.config import load_config
-from raydelta.training.job import read_stage
 from raydelta.training.run import train_here
+from raydelta.training.stage import read_stage
 from raydelta.tuning import single
 from tests.sets import REAL_NAMES, STEPS, write_set
 from tests.tiny import TINY
