@@ -176,8 +176,12 @@ def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path: Path) -> None:
             check(wrong, whole=True)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
-    """With the smallest settings in the cell that is tagged for it, as papermill would put them."""
+    """With the smallest settings in the cell that is tagged for it, as papermill would put them.
+
+    Sibling: docs.yml runs it as it is, on every change.
+    """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     enough = {"data.real_images": 60}  # of five frames in a row one is chosen

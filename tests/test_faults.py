@@ -11,43 +11,54 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import format_markdown
+from benchmarks.faults_here import SMALL
 from raydelta.config import load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.training.job import make_job
 from raydelta.training.run import train_here, working_directory
 from raydelta.tuning.tune import tune
+from tests.sets import REAL_NAMES, write_set
 from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("faults") / "faults.json"
-    return bring_about(path, "disk-full", "damaged-checkpoint")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of all faults, and the config that names it."""
+    folder = tmp_path_factory.mktemp("faults")
+    sets = {
+        "data.synthetic": write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(22)]),
+        "data.real": write_set(folder / "street", "street", REAL_NAMES),
+    }
+    (folder / "config.json").write_text(override(load_config(overrides=SMALL), sets).model_dump_json())
+    return folder
 
 
-def bring_about(path: Path, *names: str, kills: int = 0) -> dict[str, Any]:
-    """The results of ``benchmarks.faults`` by name."""
-    command = [sys.executable, "-m", "benchmarks.faults", "--json", str(path), "--kills", str(kills), "--only", *names]
+def bring_about(folder: Path, name: str, kills: int = 0) -> dict[str, Any]:
+    """What a fault of ``benchmarks.faults`` costs, in a process of its own."""
+    path = folder / f"{name} {kills}"
+    path.mkdir()
+    command = [sys.executable, "-m", "benchmarks.faults", "--child", str(path), "--kills", str(kills), "--only", name]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=550)
-    return {row["name"]: row for row in json.loads(path.read_text())["faults"]}
+    return json.loads((path / "result.json").read_text())
 
 
-@pytest.mark.parametrize(("count", "ended"), [(20, 1), pytest.param(200, 3, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_leave_everything_whole(count: int, ended: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "ended"), [(6, 1), pytest.param(200, 3, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_leave_everything_whole(count: int, ended: int, folder: Path) -> None:
     """That every checkpoint and stage is whole, and the result that of a run without kills, is asserted on the way."""
-    kills = bring_about(tmp_path / "faults.json", "kills", kills=count)["kills"]
+    kills = bring_about(folder, "kills", count)
     assert kills["fault"].startswith(f"{count} ×")
     assert 0 < kills["lost"] <= kills["interval"]
     assert int(kills["note"].split()[0]) >= ended, "trainings that ended in spite of it"
 
 
-def test_a_full_disk_costs_at_most_one_interval(measured: dict[str, Any]) -> None:
-    assert 0 < measured["disk-full"]["lost"] <= measured["disk-full"]["interval"]
+def test_a_full_disk_costs_at_most_one_interval(folder: Path) -> None:
+    full = bring_about(folder, "disk-full")
+    assert 0 < full["lost"] <= full["interval"]
 
 
-def test_a_damaged_checkpoint_costs_one_interval_more(measured: dict[str, Any]) -> None:
-    damaged = measured["damaged-checkpoint"]
+def test_a_damaged_checkpoint_costs_one_interval_more(folder: Path) -> None:
+    damaged = bring_about(folder, "damaged-checkpoint")
     assert damaged["interval"] < damaged["lost"] <= 2 * damaged["interval"]
 
 
@@ -72,7 +83,9 @@ def test_the_same_training_twice_at_once(ray_session: None, tmp_path: Path) -> N
     assert not working_directory(job).exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_runs_out_of_memory_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
+    """Sibling: tests/tuning/test_tune.py, a failed trial."""
     space = write_space(tmp_path, search={"generator.width": {"grid": [4, 200_000]}}, table={"methods": ["guided"]})
     arguments = [argument for argument in TINY_ARGUMENTS if "generator.width" not in argument]
     outcome = tune(space, arguments, runs=tmp_path / "runs")

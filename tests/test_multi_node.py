@@ -68,7 +68,7 @@ def run(environment: dict[str, str], *arguments: object, expect: int = 0) -> sub
     return result
 
 
-def test_a_training_is_on_both_nodes_and_a_sweep_follows(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_training_is_on_both_nodes(environment: dict[str, str], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     result = run(environment, "train", "expert", "--runs", runs, *TINY_ARGUMENTS, "compute.workers=2")
     assert "2 nodes, 2 CPUs" in result.stderr
@@ -76,6 +76,11 @@ def test_a_training_is_on_both_nodes_and_a_sweep_follows(environment: dict[str, 
     # Of one processor each, as the nodes have: they were on both.
     assert yaml.safe_load((expert / "checkpoint" / "config.yaml").read_text())["compute"]["workers"] == 2
 
+
+@pytest.mark.slow
+def test_a_sweep_on_both_nodes_takes_the_expert_that_is_there(environment: dict[str, str], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run(environment, "train", "expert", "--runs", runs, *TINY_ARGUMENTS, "compute.workers=2")
     space = tmp_path / "space.yaml"
     search = {"guidance.weight": {"grid": [0.2, 0.6]}}
     space.write_text(

@@ -204,6 +204,20 @@ def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
         assert (tmp_path / "set" / name).stat().st_mtime_ns == written
 
 
+def test_a_translator_is_trained_evaluated_and_photographs_are_chosen_with_it(tmp_path: Path) -> None:
+    """Without faults: the next test interrupts all of it."""
+    settings = [*TINY_ARGUMENTS, "compute.workers=1", "expert.steps=2", "translator.steps=2"]
+    translator = Path(run("train", "translator", "--runs", tmp_path, *settings).stdout.strip())
+    assert len(list(tmp_path.glob("expert-*/stage.json"))) == 1
+    table = run("evaluate", translator).stdout
+    assert "guided" in table and "4 + 2" in table
+    assert (translator / "table.json").exists()
+    printed = run("select", translator, "--count", 3, "--strategy", "random", "--window", 1).stdout
+    assert f"chosen       {translator / 'selection-random' / 'selection.csv'}" in printed
+    assert "labels.budget=7" in printed
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Path) -> None:
     """The CPU end-to-end run: simulate → expert → kill → resume → translator → Ctrl-C → resume → evaluate."""
@@ -233,9 +247,12 @@ def test_expert_killed_and_resumed_then_translator_then_evaluation(tmp_path: Pat
     assert "labels.budget=7" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_goes_on_after_ctrl_c(tmp_path: Path) -> None:
-    """Interrupted when two of four trials have ended for good and the other two went on from where they waited."""
+    """Siblings: a stopped sweep goes on in tests/test_before.py, rungs are in tests/tuning/test_halving.py.
+
+    Interrupted when two of four trials have ended for good and the other two went on from where they waited."""
     space = tmp_path / "space.yaml"
     search = {"guidance.weight": {"grid": [0.2, 0.4, 0.6, 0.8]}}
     halving = {"scheduler": "halving", "grace": 0.2, "reduction": 2, "trials": 1}

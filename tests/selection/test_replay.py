@@ -23,24 +23,29 @@ from tests.tiny import TINY
 REPLAY = {
     "config": TINY | {"labels.validation": 1},
     "replay": {"strategies": ["random", "entropy"], "budgets": [3, 5], "steps": 2, "window": 1},
-    "table": {"seeds": [0, 1], "methods": ["guided", "fine-tuned"]},
 }
 
 
+@pytest.fixture(scope="module", params=[(0,), pytest.param((0, 1), marks=pytest.mark.slow, id="two seeds")])
+def seeds(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def outcome(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(seeds: tuple[int, ...], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("replay")
     space = folder / "replay.yaml"
-    space.write_text(yaml.safe_dump(REPLAY))
+    table = {"seeds": list(seeds), "methods": ["guided", "fine-tuned"]}
+    space.write_text(yaml.safe_dump(REPLAY | {"table": table}))
     return tune(str(space), runs=folder / "runs")
 
 
-def test_every_strategy_buys_its_labels_round_by_round(outcome: Outcome) -> None:
+def test_every_strategy_buys_its_labels_round_by_round(outcome: Outcome, seeds: tuple[int, ...]) -> None:
     runs = outcome.directory.parent
     jobs = [read_job(path.parent) for path in runs.glob("translator-*/stage.json")]
     firsts = [job for job in jobs if job.translator is None]
-    assert sorted(job.config.seed for job in firsts) == [0, 1], "the strategies of a seed begin with the same one"
-    assert sorted(len(label_ids(job)[0]) for job in jobs) == [3, 3, 5, 5, 5, 5]
+    assert sorted(job.config.seed for job in firsts) == list(seeds), "the strategies of a seed begin with the same one"
+    assert sorted(len(label_ids(job)[0]) for job in jobs) == sorted([3, 5, 5] * len(seeds))
     for job in jobs:
         if job.translator is not None:
             train, validation = label_ids(job)
@@ -52,12 +57,14 @@ def test_every_strategy_buys_its_labels_round_by_round(outcome: Outcome) -> None
             assert job.config.translator.steps == 2
 
 
-def test_the_table_has_a_row_for_every_method_strategy_seed_and_number_of_labels(outcome: Outcome) -> None:
+def test_the_table_has_a_row_for_every_method_strategy_seed_and_number_of_labels(
+    outcome: Outcome, seeds: tuple[int, ...]
+) -> None:
     rows = [each for each in read_table(outcome.directory) if each.images_of == "test"]
     for method in ("guided", "fine-tuned"):
         for strategy in ("random", "entropy"):
             found = [(each.seed, each.labels_train) for each in rows if each.method == f"{method}, {strategy}"]
-            assert found == [(seed, labels) for seed in (0, 1) for labels in (3, 5)]
+            assert found == [(seed, labels) for seed in seeds for labels in (3, 5)]
     first = [each for each in rows if each.labels_train == 3 and each.seed == 0]
     shared = [each.miou for each in first if each.method.startswith("guided")]
     assert shared[0] == shared[1]
@@ -139,22 +146,24 @@ def test_a_table_without_clicks_says_nothing_of_them() -> None:
     assert found.startswith("guided, stride: +0.0 points over log2 labels (paired, 1 seed); 1.00 of random's clicks; ")
 
 
-COMMITTEE = {
-    "config": TINY | {"labels.validation": 1, "labels.budget": 3},
-    "replay": {"strategies": ["committee"], "budgets": [3, 5], "window": 1},
-    "table": {"seeds": [0], "methods": ["fine-tuned"]},
-}
+def train_all(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        train_here(job)
 
 
-def test_a_committee_has_its_student_before_it_chooses(ray_session: None, tmp_path: Path) -> None:
-    space = tmp_path / "committee.yaml"
-    space.write_text(yaml.safe_dump(COMMITTEE))
-    outcome = tune(str(space), runs=tmp_path / "runs")
-    assert {(each.method, each.labels_train) for each in outcome.rows if each.split == "test"} >= {
+def test_a_committee_has_its_student_before_it_chooses(trained: dict[str, Job]) -> None:
+    expert = trained["expert"]
+    settings = ReplayConfig(strategies=("committee",), budgets=(3, 5), window=1)
+    config = override(trained["translator"].config, {"labels.validation": 1, "labels.budget": 3, "seed": 7})
+    students = set(expert.directory.parent.glob("joint-training-*/stage.json"))
+    jobs = replay(settings, [7], ["fine-tuned"], config, expert, train_all)
+    train_all([job for _, job in jobs])
+    rows = [row for name, job in jobs for row in evaluate_job(name, job) if row.split == "test"]
+    assert {(row.method, row.labels_train) for row in rows} >= {
         ("fine-tuned, committee", 3),
         ("fine-tuned, committee", 5),
     }
-    assert list((tmp_path / "runs").glob("joint-training-*/stage.json"))
+    assert set(expert.directory.parent.glob("joint-training-*/stage.json")) - students
 
 
 def test_cells_buy_as_many_pixels_as_images_and_every_round_is_trained_anew(trained: dict[str, Job]) -> None:
@@ -162,12 +171,8 @@ def test_cells_buy_as_many_pixels_as_images_and_every_round_is_trained_anew(trai
     settings = ReplayConfig(strategies=("random", "stride", "random-cells"), budgets=(3, 5), window=1)
     config = override(trained["translator"].config, {"labels.validation": 1, "labels.budget": 3})
 
-    def train(jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            train_here(job)
-
-    jobs = replay(settings, [0], ["fine-tuned"], config, expert, train)
-    train([job for _, job in jobs])
+    jobs = replay(settings, [0], ["fine-tuned"], config, expert, train_all)
+    train_all([job for _, job in jobs])
     rows = [row for name, job in jobs for row in evaluate_job(name, job) if row.split == "test"]
     found = {(row.method, row.labels_train): row for row in rows}
     last, cells = found["fine-tuned, random", 5], found["fine-tuned, random-cells", 5]

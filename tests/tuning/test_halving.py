@@ -67,13 +67,19 @@ def test_a_trial_without_a_score_is_the_worst(score: float) -> None:
     assert rungs.decide(["a", "b"], []) == ("b", [])
 
 
-def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "concurrent_ones", "ends"),
+    [(3, (None,), [4, 4, 20]), pytest.param(7, (1, None), [4] * 5 + [12, 20], marks=pytest.mark.slow, id="seven")],
+)
+def test_the_best_trials_go_on_from_where_they_waited(
+    count: int, concurrent_ones: tuple[int | None, ...], ends: list[int], ray_session: None, tmp_path: Path
+) -> None:
     at_once: list[list[Trial]] = []
-    for concurrent in (1, None):
+    for concurrent in concurrent_ones:
         space = write_space(
             tmp_path,
             search={"guidance.weight": {"uniform": [0.1, 0.9]}},
-            trials=7,
+            trials=count,
             scheduler="halving",
             grace=0.2,
             concurrent=concurrent,
@@ -82,12 +88,13 @@ def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_pat
         arguments = [*TINY_ARGUMENTS, "translator.steps=20", "compute.checkpoint_every=100"]
         outcome = tune(space, arguments, runs=tmp_path / "runs")
         at_once.append(read_trials(outcome.directory))
-    trials, again = (sorted(found, key=lambda trial: trial.step) for found in at_once)
+    trials, *again = (sorted(found, key=lambda trial: trial.step) for found in at_once)
     known = [replace(trial, curve=[]) for trial in trials]
-    assert [replace(trial, curve=[]) for trial in again] == known, "the same choices, and nothing trained again"
-    assert [trial.step for trial in trials] == [4] * 5 + [12, 20]
+    for found in again:
+        assert [replace(trial, curve=[]) for trial in found] == known, "the same choices, and nothing trained again"
+    assert [trial.step for trial in trials] == ends
     assert {trial.state for trial in trials} == {"finished", "stopped early"}
-    for rung in (4, 12):
+    for rung in sorted({4, 12} & set(ends)):
         scores: dict[bool, list[float]] = {True: [], False: []}
         for trial in trials:
             if trial.step >= rung:
@@ -96,4 +103,4 @@ def test_the_best_trials_go_on_from_where_they_waited(ray_session: None, tmp_pat
     trained = [path.read_text() for path in (tmp_path / "runs").glob("**/translator-*/curve.jsonl")]
     steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in trained]
     assert all(each == sorted(set(each)) for each in steps), "no step was trained twice"
-    assert sum(map(len, steps)) == (5 * 4 + 12 + 20) / 2, "and none that no trial wanted"
+    assert sum(map(len, steps)) == sum(ends) / 2, "and none that no trial wanted"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import ray
 from PIL import Image
 
 import raydelta
@@ -22,6 +23,7 @@ from raydelta.errors import UserError
 from raydelta.results.row import Row
 from raydelta.training.job import make_job
 from raydelta.tuning import trackers
+from raydelta.tuning.single import train_expert
 from raydelta.tuning.trackers import Run, end, log, open_trackers, show, start
 from raydelta.tuning.tune import tune
 from tests.test_search_space import write_space
@@ -209,6 +211,18 @@ def test_no_training_depends_on_who_is_told(ray_session: None, tmp_path: Path) -
     assert without_tracking(loud) == quiet
 
 
+def test_a_training_is_told(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    job = train_expert(load_config(overrides=TINY | {"tracking.mlflow": uri}), tmp_path / "runs")
+    (run,) = MlflowClient(tracking_uri=uri).search_runs(["1"])
+    assert (run.info.run_name, run.info.status) == (job.directory.name, "FINISHED")
+    assert not [path for path in (tmp_path / "runs").rglob("*.yaml") if uri in path.read_text()]
+
+
+@pytest.mark.slow
 def test_a_sweep_is_told_and_is_the_same_sweep_without(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,8 +274,29 @@ sys.addaudithook(listen)
 """
 
 
+OWN = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "None"}
+METADATA = {"169.254.169.254", "metadata.google.internal"}
+"""The machine's own host, which Ray asks in which cloud it is."""
+
+
+def test_by_default_a_private_ray_sends_nothing_anywhere(tmp_path: Path) -> None:
+    """Every Python process of a command writes down whom it looks up and connects to."""
+    (tmp_path / "sitecustomize.py").write_text(GUARD)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_USAGE")}
+    environment |= {"PYTHONPATH": f"{tmp_path}:{Path(raydelta.__file__).parents[1]}"}
+    environment |= {"GUARD_LOG": str(tmp_path / "addresses")}
+    command = [sys.executable, "-m", "raydelta.cli", "data", "simulate", str(tmp_path / "set")]
+    command += ["--train", "4", "--test", "0", "--width", "64", "--height", "32"]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    reached = set((tmp_path / "addresses").read_text().split())
+    own = OWN | {socket.gethostname(), ray.util.get_node_ip_address()}
+    assert reached & own, "the guard hears the connections of Ray's own processes"
+    assert reached - own <= METADATA
+
+
+@pytest.mark.slow
 def test_by_default_nothing_is_sent_anywhere(tmp_path: Path) -> None:
-    """Every Python process of a cluster and of a training on it writes down whom it looks up and connects to."""
+    """The same for a cluster and a training on it."""
     (tmp_path / "sitecustomize.py").write_text(GUARD)
     record, session = tmp_path / "addresses", Path(tempfile.mkdtemp(prefix="ray"))
     package = str(Path(raydelta.__file__).parents[1])
@@ -290,7 +325,6 @@ def test_by_default_nothing_is_sent_anywhere(tmp_path: Path) -> None:
         cluster.wait(timeout=60)
         shutil.rmtree(session, ignore_errors=True)
     reached = set(record.read_text().split())
-    own = {"127.0.0.1", "localhost", "::1", "0.0.0.0", "None", socket.gethostname(), found.group(1).rpartition(":")[0]}
+    own = OWN | {socket.gethostname(), found.group(1).rpartition(":")[0]}
     assert reached & own, "the guard hears the connections of Ray's own processes"
-    # In which cloud it is, Ray asks the machine's own host.
-    assert reached - own <= {"169.254.169.254", "metadata.google.internal"}
+    assert reached - own <= METADATA

@@ -15,6 +15,7 @@ from raydelta.results.report import report
 from raydelta.results.runs import find_leftovers, list_runs, resolve_run
 from raydelta.results.sweep import read_sweep, read_trials
 from raydelta.results.table import read_table
+from raydelta.search_space import DEFAULT_METHODS
 from raydelta.storage.files import shown
 from raydelta.training.job import make_job
 from raydelta.tuning.tune import in_waves, tune
@@ -27,8 +28,15 @@ def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:
         tune(write_space(tmp_path), ["cycle.real=3"], runs=tmp_path)
 
 
-def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
-    space = write_space(tmp_path)
+@pytest.mark.parametrize(
+    ("methods", "seeds"),
+    [
+        (["guided", "oracle"], [0]),
+        pytest.param([*DEFAULT_METHODS], [0, 1], marks=pytest.mark.slow, id="as by default"),
+    ],
+)
+def test_sweep_table_and_rerun(methods: list[str], seeds: list[int], ray_session: None, tmp_path: Path) -> None:
+    space = write_space(tmp_path, table={"methods": methods, "seeds": seeds})
     outcome = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
     assert outcome.failed == []
     assert outcome.best["guidance.weight"] in (0.3, 0.6)
@@ -36,17 +44,10 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     assert [row.model_dump() for row in rows] == [row.model_dump() for row in outcome.rows]
     tested = [row for row in rows if row.images_of == "test"]
     counts = {(row.method, row.seed): (row.labels_train, row.labels_val) for row in tested}
-    assert counts == {
-        ("synthetic only", 0): (0, 0),
-        ("unguided", 0): (0, 2),
-        ("unguided", 1): (0, 2),
-        ("guided", 0): (4, 2),
-        ("guided", 1): (4, 2),
-        **{
-            (method, seed): (18 if method == "oracle" else 4, 0)
-            for method in ("fine-tuned", "from scratch", "joint training", "oracle")
-            for seed in (0, 1)
-        },
+    trained = {"unguided": 0, "oracle": 18}
+    validated = {"unguided": 2, "guided": 2}
+    assert counts == {("synthetic only", 0): (0, 0)} | {
+        (method, seed): (trained.get(method, 4), validated.get(method, 0)) for method in methods for seed in seeds
     }
     trials = json.loads((outcome.directory / "trials.json").read_text())
     assert {trial["overrides"]["guidance.weight"] for trial in trials} == {0.3, 0.6}
@@ -57,7 +58,7 @@ def test_sweep_table_and_rerun(ray_session: None, tmp_path: Path) -> None:
     assert "What this report does not show" not in page
     assert "Gallery</h2>" in page and f"raydelta tune {space}" in page
     sweep = read_sweep(outcome.directory)
-    assert sweep is not None and sweep.space.table.seeds == (0, 1)
+    assert sweep is not None and sweep.space.table.seeds == tuple(seeds)
 
     outcome.report.unlink()
     outcome.report.mkdir()  # a page that cannot be written costs nothing but itself
@@ -81,10 +82,15 @@ def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_pa
     assert "translator.start" in failed and "translator-gone" in failed.partition("}: ")[2]
 
 
-def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_session: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("budgets", "seeds"), [([4], [0]), pytest.param([2, 4], [0, 1], marks=pytest.mark.slow, id="several")]
+)
+def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(
+    budgets: list[int], seeds: list[int], ray_session: None, tmp_path: Path
+) -> None:
     methods = ["translated only", "ensemble", "joint training", "student", "pseudo-labels"]
     methods += ["oracle", "guided, shuffled labels"]
-    table = {"methods": methods, "budgets": [2, 4], "seeds": [0, 1]}
+    table = {"methods": methods, "budgets": budgets, "seeds": seeds}
     space = write_space(tmp_path, search={}, table=table, config={"labels.validation": 0})
     arguments = [argument for argument in TINY_ARGUMENTS if "validation" not in argument]
     outcome = tune(space, arguments, runs=tmp_path / "runs")
@@ -93,9 +99,9 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_se
     budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
     assert set(tested) == {
         ("synthetic only", 0, 0),
-        *((method, seed, labels) for method in budgeted for seed in (0, 1) for labels in (2, 4)),
-        *(("translated only", seed, 0) for seed in (0, 1)),
-        *(("oracle", seed, 20) for seed in (0, 1)),
+        *((method, seed, labels) for method in budgeted for seed in seeds for labels in budgets),
+        *(("translated only", seed, 0) for seed in seeds),
+        *(("oracle", seed, 20) for seed in seeds),
     }
     assert all(row.labels_val == 0 for row in outcome.rows)
     hours = {method: row.device_hours for (method, seed, labels), row in tested.items() if seed == 0 and labels != 2}
@@ -108,7 +114,20 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(ray_se
     assert {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")} == made
 
 
-def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(ray_session: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ["guided", "joint training", "mean teacher"],
+        pytest.param(
+            ["unguided", "guided", "joint training", "FDA", "student", "pseudo-labels", "mean teacher", "oracle"],
+            marks=pytest.mark.slow,
+            id="all",
+        ),
+    ],
+)
+def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(
+    methods: list[str], ray_session: None, tmp_path: Path
+) -> None:
     """The test shard of the photographs cannot be read: only the evaluation at the end may notice."""
     runs = tmp_path / "runs"
     real = Path(prepare_data(load_config("laptop", overrides=TINY), runs).data.real)
@@ -116,14 +135,14 @@ def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(ray_s
     assert shards
     for shard in shards:
         shard.write_bytes(b"nobody may read this before the end")
-    methods = ["unguided", "guided", "joint training", "FDA", "student", "pseudo-labels", "mean teacher", "oracle"]
     with pytest.raises(Exception, match=r"test-00000\.parquet"):
         tune(write_space(tmp_path, table={"methods": methods, "seeds": [0]}), TINY_ARGUMENTS, runs=runs)
     (directory,) = runs.glob("tune-*")
     assert (directory / "trials.json").exists(), "the best trial was chosen"
     assert not (directory / "table.json").exists()
     kinds = sorted(json.loads(stage.read_text())["kind"] for stage in runs.glob("*/stage.json"))
-    expected = ["expert", "translator", "translator", "translator"]  # two trials, the better one guided, and unguided
+    expected = ["expert", "translator", "translator"]  # two trials, the better one is guided
+    expected += ["translator"] * ("unguided" in methods)
     assert kinds == sorted([*expected, *(name for name in methods if name not in ("unguided", "guided"))])
 
 
