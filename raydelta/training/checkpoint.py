@@ -254,7 +254,7 @@ def _shapes_of(build: Callable[[], nn.Module]) -> dict[str, torch.Size] | None:
     try:
         with warnings.catch_warnings(action="ignore"), torch.device("meta"):
             return {name: value.shape for name, value in build().state_dict().items()}
-    except (RuntimeError, UserError):  # what is wrong with it is said where it is made
+    except Exception:  # of anybody's network; what is wrong with it is said where it is made
         return None
 
 

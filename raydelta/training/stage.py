@@ -52,8 +52,8 @@ class Stage(TypedDict, total=False):
 
     kind: Kind
     taxonomy: dict[str, Any]
-    size: tuple[int, int]
-    normalisation: tuple[float, ...]
+    size: list[int]
+    normalisation: list[float]
     data: dict[str, DataDescription]
     metrics: Annotated[Metrics, AfterValidator(_figures)]  # of its last step
     labels_train: list[str]
