@@ -28,9 +28,10 @@ from raydelta.training.blend import BlendTraining
 from raydelta.training.colours import ColourTraining
 from raydelta.training.job import Job, label_ids
 from raydelta.training.kept import KeptTraining
-from raydelta.training.loop import Training, hash_seed
+from raydelta.training.loop import hash_seed
 from raydelta.training.losses import class_weights
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
+from raydelta.training.step import Training
 from raydelta.training.student import Appearance, StudentTraining
 from raydelta.training.supervised import Predict, SegmenterTraining
 from raydelta.training.trained import agreement, ensemble, load_generator, load_model, load_segmenter
@@ -90,7 +91,7 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
             raise UserError(_no_labels(job))
         sets["labelled"] = labelled
 
-    training: SegmenterTraining | TranslatorTraining | BlendTraining | ColourTraining | KeptTraining
+    training: Training
     if job.kind == "translator":
         assert job.expert is not None
         teacher = load_model(job.student, place).predict if job.student is not None else None

@@ -8,7 +8,6 @@ No weight changes, and no label is used.
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from raydelta.compute.device import Place
 from raydelta.data.pixels import Batch
 from raydelta.networks.layers import freeze
+from raydelta.training.step import Training
 from raydelta.training.supervised import build_predictor
 
 
-class BlendTraining:
+class BlendTraining(Training):
     """Takes the statistics of photographs, a batch at a step."""
 
     def __init__(self, expert: nn.Module, share: float, place: Place) -> None:
@@ -58,23 +58,6 @@ class BlendTraining:
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint keeps as weights; ``segmenter`` is what is used."""
         return {"segmenter": self.blended(), "adapted": self.adapted}
-
-    def compile(self) -> None:
-        """Nothing: a few forwards do not repay it."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing beside the weights."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
-
-    def rank_state(self) -> dict[str, Any]:
-        """What differs between ranks: nothing that is kept."""
-        return {}
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 def _norms(network: nn.Module) -> list[nn.BatchNorm2d]:

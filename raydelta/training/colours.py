@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from raydelta.compute.device import Place
 from raydelta.data.pixels import Batch
 from raydelta.networks.colours import DOMAINS, Colours
+from raydelta.training.step import Training
 from raydelta.training.supervised import build_predictor
 
 
-class ColourTraining:
+class ColourTraining(Training):
     """Takes the channels' statistics of both sets, a batch of each at a step."""
 
     def __init__(self, expert: nn.Module, place: Place) -> None:
@@ -37,9 +38,6 @@ class ColourTraining:
         """What a checkpoint keeps as weights."""
         return {"colours": self.colours}
 
-    def compile(self) -> None:
-        """Nothing to compile."""
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
         return {"steps": self._steps}
@@ -47,10 +45,3 @@ class ColourTraining:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from another training's state."""
         self._steps = state["steps"]
-
-    def rank_state(self) -> dict[str, Any]:
-        """What differs between ranks: nothing."""
-        return {}
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""

@@ -1,16 +1,16 @@
 """An expert of the user's, which is measured and published as a stage like a trained one, and never changed."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.data.pixels import Batch
+from raydelta.training.step import Training
 from raydelta.training.supervised import build_predictor
 
 
-class KeptTraining:
+class KeptTraining(Training):
     """No training: one step that does nothing."""
 
     def __init__(self, expert: nn.Module, place: Place) -> None:
@@ -27,20 +27,3 @@ class KeptTraining:
     def networks(self) -> dict[str, nn.Module]:
         """Nothing: the file of the network is copied into the stage."""
         return {}
-
-    def compile(self) -> None:
-        """Nothing to compile."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing to keep."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
-
-    def rank_state(self) -> dict[str, Any]:
-        """Nothing to keep."""
-        return {}
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""

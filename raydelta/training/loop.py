@@ -1,6 +1,6 @@
 """The loop of every training: draw, augment, step, validate, report, checkpoint, resume. Knows no Ray and no maths.
 
-A training is anything with ``step``, ``state`` and so on as in ``Training``; the loop is given its streams, its place
+The loop is given its streams, its place
 and a ``report`` function by one of the adapters in workers.py. A resumed run equals an uninterrupted one bit for bit on
 a CPU with one worker and streams in memory.
 """
@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from raydelta.compute.device import Place
@@ -22,19 +22,7 @@ from raydelta.data.pixels import Batch
 from raydelta.data.streams import Stream
 from raydelta.errors import TrainingError
 from raydelta.training import checkpoint
-
-
-class Training(Protocol):
-    """What the loop drives. ``step`` may hold collectives: every rank calls it."""
-
-    def step(self, batch: Mapping[str, Batch], done: float) -> dict[str, Tensor]: ...
-    def networks(self) -> dict[str, nn.Module]: ...
-    def compile(self) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any]) -> None: ...
-    def rank_state(self) -> dict[str, Any]: ...
-    def load_rank_state(self, state: dict[str, Any]) -> None: ...
-
+from raydelta.training.step import Training
 
 Report = Callable[[dict[str, Any], Path | None], bool | None]
 """Called by every rank with the metrics since the last call and, at times, the directory of a new checkpoint; whether

@@ -19,6 +19,7 @@ from raydelta.data.pixels import Batch, to_float
 from raydelta.data.streams import Images
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import cross_entropy_sum
+from raydelta.training.step import Training
 
 WEIGHT_DECAY = 1e-2
 CLIP = 5.0
@@ -27,7 +28,7 @@ CLIP = 5.0
 CALIBRATION_BATCH = 16
 
 
-class SegmenterTraining:
+class SegmenterTraining(Training):
     """Trains a segmenter on the labelled images of one or several streams, each a domain."""
 
     def __init__(
@@ -148,13 +149,6 @@ class SegmenterTraining:
         self._optimiser.load_state_dict(state["optimiser"])
         self._updates = state["updates"]
         self._followed = state.get("statistics", {})
-
-    def rank_state(self) -> dict[str, Any]:
-        """What differs between ranks: nothing."""
-        return {}
-
-    def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 def _statistics(network: nn.Module) -> dict[str, Tensor]:

@@ -23,11 +23,12 @@ from raydelta.data.pixels import Batch
 from raydelta.networks import Discriminator, Generator
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
+from raydelta.training.step import Training
 from raydelta.training.student import confident_labels
 from raydelta.training.supervised import Predict
 
 
-class TranslatorTraining:
+class TranslatorTraining(Training):
     """Both generators, both discriminators, their optimisers and pools, and the step that trains them."""
 
     def __init__(self, config: Config, expert: nn.Module | None, place: Place, teacher: Predict | None = None) -> None:

@@ -17,8 +17,9 @@ from raydelta.data.streams import Images, MemoryStream
 from raydelta.errors import TrainingError
 from raydelta.networks.layers import freeze
 from raydelta.training import checkpoint
-from raydelta.training.loop import Timers, Training, hash_seed, train
+from raydelta.training.loop import Timers, hash_seed, train
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou
+from raydelta.training.step import Training
 from raydelta.training.supervised import SegmenterTraining
 from raydelta.training.translator import TranslatorTraining
 
