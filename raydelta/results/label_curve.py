@@ -153,7 +153,8 @@ def format_area(by_seed: dict[int, Curve], random: dict[int, Curve]) -> str:
     differences = [area(curve) - area(random[seed]) for seed, curve in sorted(by_seed.items())]
     deviation = f" ± {stdev(differences):.1f}" if len(differences) > 1 else ""
     seeds = f"{len(differences)} seed{'s' * (len(differences) > 1)}"
-    return f"{mean(differences):+.1f}{deviation} points over log2 labels (paired, {seeds})"
+    gain = round(mean(differences), 1) + 0.0  # no -0.0
+    return f"{gain:+.1f}{deviation} points over log2 labels (paired, {seeds})"
 
 
 def format_clicks(by_seed: dict[int, Curve], random: dict[int, Curve]) -> str:

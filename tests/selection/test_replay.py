@@ -128,6 +128,7 @@ def test_the_area_under_a_curve_is_its_mean_over_the_logarithm_of_the_labels() -
     better = {0: {8: 10.0, 16: 24.0}, 1: {8: 10.0, 16: 24.0}}
     assert format_area(better, random) == "+1.5 ± 0.7 points over log2 labels (paired, 2 seeds)"
     assert format_area({0: better[0]}, {0: random[0]}) == "+2.0 points over log2 labels (paired, 1 seed)"
+    assert format_area({0: {8: 9.98}}, {0: {8: 10.0}}).startswith("+0.0 points"), "a difference that rounds to nothing"
 
 
 def test_clicks_are_a_share_of_what_random_choice_takes() -> None:
