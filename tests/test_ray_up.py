@@ -312,7 +312,7 @@ def test_a_sweep_that_is_killed_goes_on_past_a_damaged_checkpoint_in_the_bucket(
     space = up.folder / "killed.yaml"
     tree = {"search": {"guidance.weight": {"grid": [0.7]}}, "trials": 1, "scheduler": "none"}
     space.write_text(yaml.safe_dump(tree | {"table": {"methods": ["guided"]}, "resources": {"workers": 1, "cpus": 1}}))
-    arguments = ["tune", space, "--cluster", up.cluster, *TINY_ARGUMENTS, "translator.steps=1000"]
+    arguments = ["tune", space, "--cluster", up.cluster, *TINY_ARGUMENTS, "translator.steps=600"]
     arguments += ["compute.report_every=25", "compute.checkpoint_every=50"]
     arguments += ["--synthetic", "s3://sets/synthetic", "--real", "s3://sets/real"]
     command = [str(part) for part in (sys.executable, "-m", "raydelta.cli", *arguments)]
