@@ -1,7 +1,9 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def test_sets_in_object_storage(config: Config, s3: str, tmp_path: Path) -> None
     assert {row.images_of for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
 
 
-@pytest.mark.parametrize(("count", "name"), [(1, "_task"), pytest.param(2, "RayTrainWorker", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "name"), [(1, "_task"), (2, "RayTrainWorker")])
 def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, config: Config, tmp_path: Path) -> None:
     length = 400 if count == 1 else 40  # a task does many steps between two looks at it
     base = override(config, {"expert.steps": length, "compute.workers": count})
@@ -178,6 +180,53 @@ def test_an_elastic_training_needs_the_least_and_a_batch_that_every_count_divide
         choose_workers(expert(config, tmp_path, **{"expert.batch": 12, "compute.workers": (3, 4)}))
     with pytest.raises(UserError, match=r"compute\.workers = \[4, 2\]: give the least first"):
         expert(config, tmp_path, **{"compute.workers": (4, 2)})
+
+
+ELASTIC = """
+import sys
+from pathlib import Path
+from raydelta.compute.cluster import set_defaults
+set_defaults()
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+from raydelta.config import load_config
+from raydelta.training import on_ray
+from raydelta.training.curve import CURVE, read_curve
+from raydelta.training.job import make_job
+on_ray.RESIZE = 5.0
+node = {"num_cpus": 1, "object_store_memory": 200_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": True, "dashboard_port": 0})
+other = cluster.add_node(**node, dashboard_agent_listen_port=0)
+cluster.wait_for_nodes()
+ray.init(cluster.address, log_to_driver=False)
+job = make_job("expert", load_config(file=sys.argv[1]), Path(sys.argv[2]))
+workers = []
+
+def follow(report):
+    alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    workers.append(len(list_actors(ray.get_runtime_context().gcs_address, filters=alive)))
+    if report["step"] >= 8 and len(cluster.list_all_nodes()) == 2:
+        cluster.remove_node(other)
+
+on_ray.train_on_ray(job, follow)
+print("workers", workers[0], workers[-1], [report["step"] for report in read_curve(job.directory / CURVE)], job.done)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_a_training_goes_on_with_the_workers_that_are_left(config: Config, tmp_path: Path) -> None:
+    base = override(config, {"compute.workers": (1, 2), "expert.steps": 60})
+    save_config(base, tmp_path / "config.yaml")
+    session = tempfile.mkdtemp(prefix="ray")  # not where other commands of this machine look for a running Ray
+    command = [sys.executable, "-c", ELASTIC, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
+    settings = {"RAY_TMPDIR": session, "RAY_raylet_start_wait_time_s": "180"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=450, env=os.environ | settings)
+    shutil.rmtree(session, ignore_errors=True)
+    assert f"workers 2 1 {list(range(2, 61, 2))} True" in done.stdout, done.stdout + done.stderr
 
 
 def test_gpus_without_a_cpu_each_are_not_counted(
