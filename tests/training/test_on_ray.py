@@ -59,7 +59,7 @@ def test_sets_in_object_storage(config: Config, s3: str, tmp_path: Path) -> None
     assert {row.images_of for row in evaluate_job("synthetic only", job)} >= {"synthetic test", "test"}
 
 
-@pytest.mark.parametrize(("count", "name"), [(1, "_task"), (2, "RayTrainWorker")])
+@pytest.mark.parametrize(("count", "name"), [(1, "_task"), pytest.param(2, "RayTrainWorker", marks=pytest.mark.slow)])
 def test_killed_worker_goes_on_from_the_last_checkpoint(count: int, name: str, config: Config, tmp_path: Path) -> None:
     length = 400 if count == 1 else 40  # a task does many steps between two looks at it
     base = override(config, {"expert.steps": length, "compute.workers": count})
