@@ -160,7 +160,9 @@ def _import_everything() -> None:
     import raydelta.deploy.predict
     import raydelta.results.report
     import raydelta.selection.bought
-    import raydelta.tuning.tune  # noqa: F401
+    import raydelta.tuning.tune
+
+    raydelta.results.report._bundle()  # of every page; kept by the process
 
 
 def _import_images(root: Path, seconds: float) -> Iterator[Verdict]:

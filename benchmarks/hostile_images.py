@@ -24,21 +24,21 @@ KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 MODES = ("RGB", "L", "P")
 
 
-def picture(kind: str, mode: str = "RGB") -> bytes:
-    """A small image of class ids."""
+def picture(kind: str, mode: str = "RGB", scale: int = 20) -> bytes:
+    """A small image of class ids times ``scale``."""
     pixels = np.random.default_rng(0).integers(0, 11, (SIZE[1], SIZE[0]), dtype=np.uint8)
     buffer = io.BytesIO()
     options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
-    Image.fromarray(pixels * 20).convert(mode).save(buffer, kind, **options)
+    Image.fromarray(pixels * np.uint8(scale)).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def mutate(original: bytes, chance: random.Random) -> bytes:
     """Some bytes changed, put in or cut out; most near the beginning or the end, where what steers a reader is."""
     content = bytearray(original)
-    for _ in range(chance.randint(1, 8)):
+    for _ in range(chance.choice([1, 1, 2, 4, 8])):
         size = len(content)
-        place = chance.choice([chance.randrange(size + 1), chance.randrange(65), size - chance.randrange(1, 65)])
+        place = chance.choice([chance.randrange(size + 1)] * 3 + [chance.randrange(65), size - chance.randrange(1, 65)])
         place = min(max(0, place), max(0, size - 1))
         match chance.randrange(5):
             case 0 | 1 if content:
@@ -47,7 +47,7 @@ def mutate(original: bytes, chance: random.Random) -> bytes:
                 content[place:place] = chance.randbytes(chance.randint(1, 8))
             case 3:
                 del content[place : place + chance.randint(1, 16)]
-            case _ if chance.random() < 0.3:
+            case _ if chance.random() < 0.1:
                 del content[place:]
     return bytes(content)
 
@@ -55,13 +55,14 @@ def mutate(original: bytes, chance: random.Random) -> bytes:
 def decode_mutated(count: int) -> dict[str, int]:
     """Mutated images through every reader of images and labels: how many were read, refused, and what came uncaught."""
     chance, outcomes = random.Random(0), Counter({"read": 0, "refused": 0, "uncaught": 0})
-    originals = [picture(kind) for kind in KINDS] + [picture("PNG", mode) for mode in MODES[1:]]
+    photographs = [picture(kind) for kind in KINDS]
+    labels = [picture("PNG", mode, 1) for mode in MODES]
     with tempfile.TemporaryDirectory(prefix="raydelta-images-") as folder:
         photo, label = Path(folder) / "photo.jpg", Path(folder) / "label.png"
         good = picture("JPEG")
         for number in range(count):
-            content = mutate(originals[number % len(originals)], chance)
             as_label = number % 3 == 2
+            content = mutate(chance.choice(labels if as_label else photographs), chance)
             photo.write_bytes(good if as_label else content)
             label.write_bytes(content)
             outcome = "read"
