@@ -11,6 +11,7 @@ from raydelta.results.page import Page
 from raydelta.results.recommend import ORACLE, Recommendation, Recommended
 from raydelta.results.row import Row
 from raydelta.results.table import Summary
+from raydelta.storage.files import shown
 
 JOINT = "joint training"
 ZERO = 0.5
@@ -54,9 +55,9 @@ def add_next(page: Page, run: Path, method: str | None) -> None:
     """
     row = ["--method", short_name(method)] if method is not None else []
     steps = (
-        ("Masks for your photographs", ["predict", str(run), "photos/", "--out", "masks", *row]),
-        ("The model for other programs", ["export", str(run), "--out", "model", *row]),
-        ("The photographs to label next", ["select", str(run), "20"]),
+        ("Masks for your photographs", ["predict", shown(run), "photos/", "--out", "masks", *row]),
+        ("The model for other programs", ["export", shown(run), "--out", "model", *row]),
+        ("The photographs to label next", ["select", shown(run), "20"]),
     )
     page.next = [(what, shlex.join(["raydelta", *command])) for what, command in steps]
 
