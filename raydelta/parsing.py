@@ -1,15 +1,19 @@
-"""YAML and JSON that somebody else may have written: read within bounds, and refused with a reason beyond them."""
+"""What somebody else may have written: YAML and JSON read within bounds, ``a.b=c``, trees checked against a model."""
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from raydelta.errors import UserError
 from raydelta.storage.files import read_bytes
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BYTES = 64 * 2**20  # of JSON
 MAX_YAML = 8 * 2**20
@@ -97,3 +101,105 @@ def _bounded(tree: Any) -> Any:
             return tree
         level = below
     raise RecursionError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping (an empty file is an empty one)."""
+    tree = read_yaml_file(path)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {type(tree).__name__}")
+    _check_keys(tree, path)
+    return tree
+
+
+def _check_keys(tree: Mapping[Any, Any], path: str | Path) -> None:
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise UserError(f"{path}: {key!r} is no field name")
+        if isinstance(value, Mapping):
+            _check_keys(value, path)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"cycle.real=5"`` → ``("cycle.real", 5)``; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} is not of the form section.field=value")
+    try:
+        return key, read_scalar(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"override {text!r}: the value is not valid YAML: {error}") from error
+
+
+def read_scalar(value: str) -> Any:
+    """YAML, but 1e-4 is a number too (YAML 1.1 wants 1.0e-4)."""
+    parsed = parse_yaml(value)
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """``("a.b", 1)`` → ``{"a": {"b": 1}}``."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
+
+
+def merge(tree: dict[str, Any], update: Mapping[str, Any]) -> None:
+    """Set the leaves of a nested mapping in another one; what it does not name stays."""
+    for key, value in update.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def validated(model: type[Model], tree: dict[str, Any], where: str = "") -> Model:
+    """The model built from a tree; pydantic's complaints become one UserError that names each field."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_complaint(model, problem) for problem in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" if where else line for line in lines)) from error
+
+
+def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    """The model that a field leads to, through optional ones and containers."""
+    for part in location:
+        if part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inside in get_args(annotation):
+        yield from _models_in(inside)
+
+
+def _complaint(model: type[BaseModel], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    field, value = ".".join(location), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        parent = _model_at(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], parent.model_fields, n=1)
+        meant = f" (did you mean {'.'.join([*location[:-1], near[0]])}?)" if near else ""
+        return f"unknown field {field!r}; allowed here: {', '.join(parent.model_fields)}{meant}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{field} = {value!r}: {problem['msg']}"

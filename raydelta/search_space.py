@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from raydelta.config import Positive, Section, Share, load_config, merge, nest, parse_override, read_yaml, validated
+from raydelta.config import Positive, Section, Share, load_config
 from raydelta.errors import UserError
+from raydelta.parsing import merge, nest, parse_override, read_yaml, validated
 from raydelta.recipes import MethodName, find_method
 
 SPACES = Path(__file__).parent / "tune_spaces"

@@ -13,7 +13,8 @@ from nbclient import NotebookClient
 
 import raydelta
 from raydelta.cli import app
-from raydelta.config import flatten, load_config
+from raydelta.config import load_config
+from raydelta.parsing import flatten
 from raydelta.recipes import METHODS
 from raydelta.search_space import Space, load_space
 from tests.tiny import TINY

@@ -177,7 +177,7 @@ def train_expert_command(
     runs: Runs = "runs",
 ) -> None:
     """Train the expert on the synthetic images, or find it if it was trained before."""
-    from raydelta.config import parse_override
+    from raydelta.parsing import parse_override
     from raydelta.storage.bucket import open_runs
     from raydelta.storage.files import shown
     from raydelta.tuning.single import train_expert
@@ -199,7 +199,7 @@ def train_translator_command(
     runs: Runs = "runs",
 ) -> None:
     """Train one translator with these settings (and the expert first, if need be)."""
-    from raydelta.config import parse_override
+    from raydelta.parsing import parse_override
     from raydelta.storage.bucket import open_runs
     from raydelta.storage.files import shown
     from raydelta.tuning.single import train_translator

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raydelta.config import Section, validated
+from raydelta.config import Section
 from raydelta.data.decoding import decode_label
 from raydelta.data.formats import FORMATS, ROAD_BELOW, Format, detect_layout, fit_folder
 from raydelta.data.listing import Listing, Paired, list_pictures, pair, split_by_sequence
@@ -19,6 +19,7 @@ from raydelta.data.tables import Table, extend, own_ids, read_table
 from raydelta.data.taxonomy import BUILT_IN, IGNORE, Taxonomy, get_taxonomy
 from raydelta.data.writing import check_target, write_dataset
 from raydelta.errors import UserError
+from raydelta.parsing import validated
 from raydelta.storage.files import absolute, without_secrets
 
 ROAD_LIKELY = 0.2  # share of road in the lower quarter of labels that are read rightly

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from raydelta.config import GeneratorConfig, Pixels, SegmenterConfig, read_yaml, validated
+from raydelta.config import GeneratorConfig, Pixels, SegmenterConfig
 from raydelta.data.pixels import to_float
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
@@ -22,6 +22,7 @@ from raydelta.networks import Generator, build_segmenter
 from raydelta.networks.colours import Colours
 from raydelta.networks.layers import freeze
 from raydelta.networks.own_expert import OwnExpert
+from raydelta.parsing import read_yaml, validated
 from raydelta.results.evaluate import method_of
 from raydelta.results.table import read_recommended
 from raydelta.storage.bucket import as_local, fetch

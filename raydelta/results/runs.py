@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from raydelta.config import flatten, read_yaml
 from raydelta.errors import UserError
-from raydelta.parsing import read_json_file
+from raydelta.parsing import flatten, read_json_file, read_yaml
 from raydelta.results.row import Row
 from raydelta.results.sweep import RUN, read_sweep, read_trials
 from raydelta.results.table import read_table, summarise

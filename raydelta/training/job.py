@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from raydelta.asked import addresses_of, check_asked, remember
-from raydelta.config import Config, SegmenterConfig, load_config, override, validated
+from raydelta.config import Config, SegmenterConfig, load_config, override
 from raydelta.data.labels import check_bought, choose_labels
 from raydelta.data.pixels import NORMALISATION
 from raydelta.data.shards import data_fingerprint, is_plain, list_ids, read_manifest
 from raydelta.data.taxonomy import Taxonomy
 from raydelta.errors import UserError
 from raydelta.networks.own_code import refuse_code
-from raydelta.parsing import read_json_file
+from raydelta.parsing import read_json_file, validated
 from raydelta.recipes import METHODS, RECIPES, TAUGHT, UNGUIDED, Kind, Recipe, find_method
 from raydelta.storage.files import fingerprint, shown, write_atomically
 from raydelta.training import checkpoint

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raydelta.compute.gauges import record_trials
-from raydelta.config import Config, flatten
+from raydelta.config import Config
+from raydelta.parsing import flatten
 from raydelta.progress import Progress
 from raydelta.results.gallery import draw_trainings
 from raydelta.results.row import Row

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from raydelta.asked import addresses_of, remember
 from raydelta.compute.cluster import ensure_ray
-from raydelta.config import Config, flatten, without_tracking
+from raydelta.config import Config, without_tracking
 from raydelta.data.prepare import check_data, prepare_data
+from raydelta.parsing import flatten
 from raydelta.progress import Progress
 from raydelta.storage.bucket import open_runs
 from raydelta.training.curve import losses_of

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from raydelta.compute.cluster import Cluster
-from raydelta.config import Config, TrackingConfig, flatten, override, save_config, without_tracking
+from raydelta.config import Config, TrackingConfig, override, save_config, without_tracking
 from raydelta.data.prepare import evaluation_split, prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.data.streams import is_streamed, share_cpus
 from raydelta.errors import UserError
+from raydelta.parsing import flatten
 from raydelta.progress import Progress
 from raydelta.recipes import METHODS
 from raydelta.results.evaluate import evaluate_on_ray
