@@ -30,7 +30,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     S3_PORT = probe.getsockname()[1]
-# Not the record of whoever runs the tests (raydelta.asked).
+# Not the record of whoever runs the tests (raydelta.compute.asked).
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="raydelta-state-")
 # Before Ray starts, as its workers inherit them.
 os.environ |= {

@@ -80,7 +80,7 @@ def data_import(
     Layouts: cityscapes, idd, synthia-rand, synthia-seqs, synthia-sf, gta5, camvid, carla (up to 0.9.13), carla-0.9.14,
     and folder (images/SPLIT/… with labels/SPLIT/…, or what --images, --labels and --ids say).
     """
-    from raydelta.asked import remember
+    from raydelta.compute.asked import remember
     from raydelta.data.importers import ImportOptions, import_dataset
     from raydelta.data.shards import BadItem, format_skipped
     from raydelta.storage.files import without_secrets
@@ -157,7 +157,7 @@ def data_import_labels(
     ] = None,
 ) -> None:
     """Bring bought labels back: writes the data set with them, and prints the command of the next round."""
-    from raydelta.asked import remember
+    from raydelta.compute.asked import remember
     from raydelta.selection.bought import import_labels
 
     remember(filter(None, (target, data)))

@@ -122,7 +122,7 @@ def tune(
 @app.command()
 def init(synthetic: Synthetic = None, real: Real = None) -> None:
     """Write raydelta.yaml into the current folder: commented settings that tune and train read there."""
-    from raydelta.asked import remember
+    from raydelta.compute.asked import remember
     from raydelta.tuning.project import write_project
 
     remember(filter(None, (synthetic, real)))

@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import yaml
 
-from raydelta.asked import VARIABLE, addresses_of, check_named
+from raydelta.compute.asked import VARIABLE, addresses_of, check_named
 from raydelta.compute.cluster import set_defaults
 from raydelta.compute.credentials import TOKEN, refuse_impostor, token_header
 from raydelta.config import BUILT_IN_SETS, Config, load_config

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raydelta.asked import check_asked
+from raydelta.compute.asked import check_asked
 from raydelta.config import LabelCells
 from raydelta.data.decoding import decode_label
 from raydelta.data.labels import cells_mask

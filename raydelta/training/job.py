@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from raydelta.asked import addresses_of, check_asked, remember
+from raydelta.compute.asked import addresses_of, check_asked, remember
 from raydelta.config import Config, SegmenterConfig, load_config, override
 from raydelta.data.labels import check_bought, choose_labels
 from raydelta.data.pixels import NORMALISATION

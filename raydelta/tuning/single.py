@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from raydelta.asked import addresses_of, remember
+from raydelta.compute.asked import addresses_of, remember
 from raydelta.compute.cluster import ensure_ray
 from raydelta.config import Config, without_tracking
 from raydelta.data.prepare import check_data, prepare_data

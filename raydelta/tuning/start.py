@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydelta.asked import check_named
+from raydelta.compute.asked import check_named
 from raydelta.compute.cluster import Cluster, choose_preset, ensure_ray, warm_up
 from raydelta.config import Config, load_config
 from raydelta.data.prepare import check_data

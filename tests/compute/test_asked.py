@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raydelta import asked
+from raydelta.compute import asked
 from raydelta.config import load_config
 from raydelta.deploy.export import export
 from raydelta.deploy.network import read_network
