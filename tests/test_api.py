@@ -10,14 +10,14 @@ import raydelta
 
 PUBLIC = {
     "UserError": [],
-    "evaluate": ["run"],
+    "evaluate": ["run", "trust"],
     "export": ["run", "out", "method", "images", "preprocessor"],
     "import_dataset": ["source", "target", "options", "workers", "listing", "progress"],
     "load": ["path", "method"],
     "load_config": ["preset", "file", "overrides"],
     "predict": ["run", "inputs", "out", "method", "taxonomy", "kinds", "batch", "window"],
-    "report": ["run"],
-    "select": ["run", "count", "strategy", "out", "grid", "window"],
+    "report": ["run", "trust"],
+    "select": ["run", "count", "strategy", "out", "grid", "window", "trust"],
     "train_expert": ["config", "runs"],
     "train_translator": ["config", "runs"],
     "tune": ["space", "overrides", "preset", "config_file", "runs", "resume", "announce"],
