@@ -75,7 +75,7 @@ def select(
     if headroom:
         from raydelta.selection.headroom import measure_headroom
 
-        found = measure_headroom(directory, count, sets, trust, _announce)
+        found = measure_headroom(directory, count, sets, _announce, trust=trust)
         print(found.model_dump_json(indent=1) if as_json else "\n".join(found.lines()))
         return
     assert count is not None  # _check_count

@@ -120,16 +120,17 @@ def measure_headroom(
     run: Path,
     budget: int | None = None,
     sets: int = SETS,
-    trust: bool = False,
     announce: Callable[[str], None] = print,
+    *,
+    trust: bool = False,
 ) -> Headroom:
     """Train random label sets of a run's budget alike, evaluate them, and write ``headroom.json`` into its directory.
 
     Args:
         run: the directory of a finished translator, or of a sweep: its best one. Its data and settings are taken.
         budget: labels in a set; the run's own if None.
-        trust: open its data sets also at addresses that no command of yours has named.
         announce: is told what it will cost before it starts.
+        trust: open its data sets also at addresses that no command of yours has named.
 
     Raises:
         UserError: too few labels are known for the sets to differ, or no labelled test images are there.

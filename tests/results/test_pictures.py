@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from raydelta.data.taxonomy import CAMVID11
+from raydelta.errors import UserError
 from raydelta.results import pictures
 
 MASK = np.array([[0, 3, 255], [10, 8, 3]], dtype=np.uint8)
@@ -64,7 +65,7 @@ def test_class_bars(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
         pictures.strip([[SAMPLE]], ["real"], tmp_path / "taken.png")
     assert [file.name for file in tmp_path.iterdir()] == ["taken.png"]
 

@@ -62,6 +62,7 @@ def test_two_who_want_one_training_train_it_once(config: Config, tmp_path: Path)
 
 ENDLESS = """
 import sys, time
+import torch
 from raydelta.training.job import Job
 from raydelta.training.run import train_here
 
@@ -70,6 +71,7 @@ def report(metrics):
     if metrics["step"] == 3:
         time.sleep(100)
 
+torch.set_num_threads(1)
 train_here(Job.model_validate_json(sys.stdin.read()), report)
 """
 
