@@ -1,5 +1,6 @@
 """The command line as a whole: all commands, and what becomes of errors, warnings and Ctrl-C."""
 
+import errno
 import os
 import sys
 import warnings
@@ -49,6 +50,8 @@ def main() -> None:
             sys.exit(error.exit_code)  # type: ignore[attr-defined]
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             _fail(f"error: {error.format_message()}", error.exit_code)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # of any word that may be a path
+            _fail(f"error: {str(error.filename)[:80]}…: no such file; the name is too long", 1)
         if type(error).__name__ == "TrainingError":
             _fail(f"error: {error}", 1)
         if type(error).__module__.split(".")[0] == "ray":

@@ -16,6 +16,7 @@ from raydelta.cli.options import (
     numbers,
     print_as_json,
 )
+from raydelta.errors import printable
 
 if TYPE_CHECKING:
     from raydelta.deploy.predict import Predicted
@@ -150,9 +151,9 @@ def _print_predicted(done: "Predicted", taxonomy: str | None) -> None:
     if done.void:
         print(f"void         {', '.join(done.void)}: {taxonomy} has no such class")
     for file, reason in done.skipped:
-        print(f"skipped      {file}: {reason}")
+        print(printable(f"skipped      {file}: {reason}"))
     for path in done.written:
-        print(f"written      {path}")
+        print(printable(f"written      {path}"))
     if done.directory is not None:
         print(f"masks        {done.directory}: {done.images} written, {done.before} inputs were done before")
 

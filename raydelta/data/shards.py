@@ -190,11 +190,7 @@ def read_manifest(uri: str | Path) -> Manifest:
     try:
         text = read_bytes(join(absolute(uri), MANIFEST), MAX_BYTES)
     except FileNotFoundError as error:
-        begun = files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))
-        partial_write = files.get_file_info(f"{base}.partial").type == pyarrow.fs.FileType.Directory
-        partial_write |= any(info.extension == "parquet" for info in begun)
-        hint = "its import was interrupted: run the same command again" if partial_write else f"it has no {MANIFEST}"
-        raise UserError(f"{without_secrets(uri)}: not a data set: {hint}") from error
+        raise UserError(f"{without_secrets(uri)}: not a data set: {_what_is_there(files, base)}") from error
     except OSError as error:
         raise UserError(f"{without_secrets(uri)}: {MANIFEST} cannot be read: {error}") from error
     try:
@@ -207,6 +203,17 @@ def read_manifest(uri: str | Path) -> Manifest:
         raise
     except ValueError as error:
         raise UserError(f"{without_secrets(uri)}: {MANIFEST} is damaged: {error}") from error
+
+
+def _what_is_there(files: pyarrow.fs.FileSystem, base: str) -> str:
+    """Why a folder without a manifest may have none."""
+    try:
+        begun = files.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True))
+        interrupted = files.get_file_info(f"{base}.partial").type == pyarrow.fs.FileType.Directory
+    except OSError as error:
+        return f"it cannot be listed: {error}"
+    interrupted |= any(info.extension == "parquet" for info in begun)
+    return "its import was interrupted: run the same command again" if interrupted else f"it has no {MANIFEST}"
 
 
 def data_fingerprint(uri: str | Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raydelta.data.listing import SUFFIXES, File, Listing, has_suffix, list_pictures
 from raydelta.data.shards import BadItem, is_plain
 from raydelta.errors import UserError
-from raydelta.storage.files import absolute, is_remote, open_file_address, without_secrets
+from raydelta.storage.files import absolute, explain, is_remote, open_file_address, without_secrets
 
 LONGEST = 255  # bytes of a file's name, on the usual file systems
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -85,7 +85,11 @@ def _expand(source: str) -> Listing:
             return Listing([File(path.name, source, "")], [], [])
     elif not re.search(r"[*\[]", source):
         files, path_there = open_file_address(source)
-        if files.get_file_info(path_there).type == pyarrow.fs.FileType.File:
+        try:
+            kind = files.get_file_info(path_there).type
+        except OSError as error:
+            raise explain(without_secrets(source), error) from error
+        if kind == pyarrow.fs.FileType.File:
             return Listing([File(path_there.rpartition("/")[2], source, "")], [], [])
         return list_pictures(source, kinds)
     base, question, options = source.partition("?") if is_remote(source) else (source, "", "")

@@ -191,9 +191,14 @@ def check_address(address: str) -> None:
     """Refuse an address that leads elsewhere than it seems.
 
     Raises:
-        UserError: a scheme or option that is not in ``SCHEMES``, a chain (``::``), or a server for Azure's credentials.
+        UserError: no address at all, a scheme or option that is not in ``SCHEMES``, a chain (``::``), or a server for
+            Azure's credentials.
     """
-    parts, shown = urlsplit(address), without_secrets(address)
+    try:
+        parts, shown = urlsplit(address), without_secrets(address)
+        _ = parts.port
+    except ValueError as error:
+        raise UserError(f"{address.rpartition('@')[2]}: not an address: {error}") from error
     if "::" in address or parts.scheme not in SCHEMES:
         raise UserError(f"{shown}: no way to read such an address; known are {', '.join(SCHEMES)} and local paths")
     known = SCHEMES[parts.scheme]

@@ -140,6 +140,7 @@ def test_runs_lists_compares_and_prunes(tmp_path: Path) -> None:
     [
         (["tune", "guidance.wieght=1"], "did you mean guidance.weight?"),
         (["tune", "trials=0"], "trials = 0"),
+        (["evaluate", "x" * 5000], "no such file; the name is too long"),
         (["tune", "table.methods=[guided, magic]"], "magic"),
         (["report", "nowhere"], "nowhere: no such run"),
         (["tune", "guidance.wieght=1"], "unknown field 'guidance.wieght'; allowed here: weight, start, scale, batch"),

@@ -321,6 +321,19 @@ def test_no_data_set_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://[::1", "not an address: Invalid IPv6 URL"),
+        ("http://127.0.0.1:99999/x", "not an address: Port out of range"),
+        ("http://127.0.0.1:1/x", "not a data set: it cannot be listed: Cannot connect"),
+    ],
+)
+def test_addresses_that_lead_nowhere(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        shards.read_manifest(address)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "is damaged"),
