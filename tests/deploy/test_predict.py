@@ -206,6 +206,12 @@ def test_inputs_in_a_bucket(trained: dict[str, Any], tmp_path: Path, s3: str) ->
     assert (ids(tmp_path / "ids" / "a" / "1.png") == ids(tmp_path / "ids" / "b" / "2 #.png")).all()
 
 
+def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"s3://bucket/x\.png: s3://bucket cannot be reached"):
+        find_inputs(["s3://key:secret@bucket/x.png"])
+
+
 def test_ids_of_other_taxonomies(trained: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     values, void = values_in("cityscapes", CAMVID11)
     named = dict(zip(CAMVID11.classes, values, strict=False))
