@@ -196,6 +196,13 @@ class Bomb:
         return os.mkdir, (str(self.trace),)
 
 
+def test_weights_larger_than_the_memory_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint")
+    os.truncate(tmp_path / "checkpoint" / "networks.safetensors", 2**40)
+    with pytest.raises(UserError, match=r"networks\.safetensors: cannot be read: larger than the memory"):
+        read_weights(tmp_path / "checkpoint", "segmenter")
+
+
 @pytest.mark.parametrize("file", ["state.pt", "rank-0.pt"])
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_reading_runs_no_code(tmp_path: Path, file: str, how: str) -> None:
