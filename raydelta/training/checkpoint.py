@@ -279,7 +279,7 @@ def _read(path: Path, file: str) -> bytes:
             fetch(path)
         content = read_bytes(str(path / file), LARGEST)
     except (OSError, MemoryError) as error:
-        raise UserError(f"{path / file}: cannot be read: {error or 'larger than the memory'}") from error
+        raise UserError(f"{path / file}: cannot be read: {str(error) or 'larger than the memory'}") from error
     digest = read_meta(path).get("sha256", {}).get(file)  # other ranks' files have none, older checkpoints neither
     if digest not in (None, _digest(content)):
         raise UserError(f"{path / file}: damaged, it is not what was written")
