@@ -10,8 +10,9 @@ import argparse
 import base64
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 
 import altair as alt
 import numpy as np
@@ -87,22 +88,33 @@ def _chart(rows: Sequence[Row]) -> bytes:
     """mIoU over the number of training labels as PNG: a line or a point for each method, the mean of its seeds."""
     counts = sorted({row.labels_train for row in rows})
     last = {row.method: max(each.labels_train for each in rows if each.method == row.method) for row in rows}
-    ends = [row for row in rows if row.labels_train == last[row.method]]
+    ends = {
+        method: (labels, mean(row.miou for row in rows if (row.method, row.labels_train) == (method, labels)))
+        for method, labels in last.items()
+    }
     x = alt.X("labels:O", title="labels to train on", sort=counts, axis=alt.Axis(labelAngle=0))
     y = alt.Y("mean(miou):Q", title="test mIoU, percent", scale=alt.Scale(zero=False))
     colour = alt.Color("method:N", legend=None)
-    base, names = (
-        alt.Chart(
-            alt.Data(values=[{"method": row.method, "labels": row.labels_train, "miou": row.miou} for row in part])
-        )
-        for part in (rows, ends)
-    )
+    points = [{"method": row.method, "labels": row.labels_train, "miou": row.miou} for row in rows]
+    words = [{"method": method, "labels": ends[method][0], "miou": place} for method, place in _spread(ends).items()]
+    base, names = (alt.Chart(alt.Data(values=values)) for values in (points, words))
     chart = alt.layer(
         base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x, y=y, color=colour),
         names.mark_text(align="left", dx=8, fontSize=12).encode(x=x, y=y, text="method:N", color=colour),
     ).properties(width=CHART[0], height=CHART[1], padding={"left": 20, "right": 60, "top": 20, "bottom": 20})
     return vl_convert.vegalite_to_png(chart.to_json(), scale=1)
+
+
+def _spread(ends: Mapping[str, tuple[int, float]]) -> dict[str, float]:
+    """Where the names stand: at the ends of their lines, but no two of one number of labels over each other."""
+    mious = [miou for _, miou in ends.values()]
+    line = (max(mious) - min(mious)) * 14 / CHART[1]
+    places: dict[str, float] = {}
+    for method, (labels, miou) in sorted(ends.items(), key=lambda end: end[1]):
+        below = [place for other, place in places.items() if ends[other][0] == labels]
+        places[method] = max([miou, *(place + line for place in below)])
+    return places
 
 
 if __name__ == "__main__":
