@@ -26,7 +26,7 @@ from raydelta.parsing import read_yaml, validated
 from raydelta.results.evaluate import method_of
 from raydelta.results.table import read_recommended
 from raydelta.storage.bucket import as_local, fetch
-from raydelta.storage.files import write_atomically
+from raydelta.storage.files import MOST_WEIGHTS, read_bytes, write_atomically
 from raydelta.training.checkpoint import fill, read_config
 from raydelta.training.job import BEST, Job, find_job, read_job
 from raydelta.training.stage import is_beside, read_stage
@@ -221,7 +221,7 @@ def _read_exported(path: Path) -> Deployed:
         return Deployed(config, chains)
 
     try:
-        weights = safetensors.torch.load_file(path / WEIGHTS)
+        weights = safetensors.torch.load(read_bytes(str(path / WEIGHTS), MOST_WEIGHTS))
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path / WEIGHTS}: damaged; export again: {error}") from error
     model = fill(make, weights, f"{path / WEIGHTS}: damaged, or not of {CONFIG} beside it; export again")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raydelta.config import ExpertConfig, SegmenterConfig
 from raydelta.errors import UserError
 from raydelta.networks.segmenter import build_segmenter
+from raydelta.storage.files import MOST_WEIGHTS, read_bytes
 
 NEVER = -30.0
 """Logit of a class that the network has no output for."""
@@ -137,7 +138,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(read_bytes(str(path), MOST_WEIGHTS))
     weights = torch.load(path, map_location="cpu", weights_only=True)
     return weights.get("state_dict", weights)
 

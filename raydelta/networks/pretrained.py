@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raydelta.errors import UserError
+from raydelta.storage.files import MOST_WEIGHTS, read_bytes
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in a folder, as timm and the Hugging Face hub write it; the first that is there."""
@@ -37,7 +38,7 @@ def read_weights(path: Path, encoder: str) -> dict[str, Tensor]:
         file = next((path / name for name in FILES if (path / name).is_file()), path / FILES[0])
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
+            return safetensors.torch.load(read_bytes(str(file), MOST_WEIGHTS))
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, UnpicklingError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -23,6 +23,7 @@ import pyarrow.fs
 from raydelta.errors import UserError
 
 BUFFER = 8 * 2**20  # bytes
+MOST_WEIGHTS = 2**40  # bytes of a file of weights
 
 SCHEMES: dict[str, frozenset[str] | None] = {
     "file": frozenset(),
@@ -236,7 +237,7 @@ def read_bytes(address: str, limit: int = 2**30) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        UserError: a pipe or device, which may never end, or more than ``limit`` bytes.
+        UserError: a pipe or device, which may never end, or more than ``limit`` bytes or the memory.
     """
     if is_remote(address):
         files, path = open_file_address(address)
@@ -250,7 +251,10 @@ def read_bytes(address: str, limit: int = 2**30) -> bytes:
             if not stat.S_ISREG(mode):
                 raise UserError(f"{address}: a pipe or device, not a file")
             # Not read(limit), which would ask for so much memory at once.
-            content = file.read() if os.fstat(file.fileno()).st_size <= limit else None
+            try:
+                content = file.read() if os.fstat(file.fileno()).st_size <= limit else None
+            except MemoryError as error:
+                raise UserError(f"{address}: larger than the memory of this machine") from error
     if content is None or len(content) > limit:
         raise UserError(
             f"{without_secrets(address)}: larger than {limit / 2**20:.0f} MiB, which is the most that is read"

@@ -31,13 +31,12 @@ from raydelta.config import Config, load_config, save_config
 from raydelta.errors import UserError
 from raydelta.parsing import read_json_file
 from raydelta.storage.bucket import fetch
-from raydelta.storage.files import fill_directory, read_bytes
+from raydelta.storage.files import MOST_WEIGHTS, fill_directory, read_bytes
 from raydelta.training.stage import Beside
 from raydelta.version import __version__
 
 FORMAT = 2
 NETWORKS = "networks.safetensors"
-LARGEST = 2**40  # bytes of a file; more is no checkpoint
 KEPT = 2
 """Checkpoints of one training that are kept: the last one, and the one before it in case the last is damaged."""
 
@@ -277,9 +276,9 @@ def _read(path: Path, file: str) -> bytes:
     try:
         if not (path / file).exists():
             fetch(path)
-        content = read_bytes(str(path / file), LARGEST)
-    except (OSError, MemoryError) as error:
-        raise UserError(f"{path / file}: cannot be read: {str(error) or 'larger than the memory'}") from error
+        content = read_bytes(str(path / file), MOST_WEIGHTS)
+    except OSError as error:
+        raise UserError(f"{path / file}: cannot be read: {error}") from error
     digest = read_meta(path).get("sha256", {}).get(file)  # other ranks' files have none, older checkpoints neither
     if digest not in (None, _digest(content)):
         raise UserError(f"{path / file}: damaged, it is not what was written")

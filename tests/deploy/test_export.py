@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,16 @@ def test_everything_exported_says_the_same_for_any_size(exported: Path, trained:
             assert other_ids.dtype == torch.uint8 and other_ids.shape == (count, height, width)
             assert (other_ids == ids).float().mean() >= export.REQUIRED
             assert torch.allclose(other_logits, logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("what", [os.mkfifo, lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40)])
+def test_exported_weights_that_never_end_are_refused(
+    what: Callable[[Path], None], exported: Path, tmp_path: Path
+) -> None:
+    shutil.copy(exported / "config.yaml", tmp_path)
+    what(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: (a pipe or device|larger than the memory)"):
+        read_network(tmp_path)
 
 
 def test_a_row_of_a_sweep_is_exported_an_ensemble_too(trained: dict[str, Any], tmp_path: Path) -> None:
