@@ -197,7 +197,6 @@ def check_address(address: str) -> None:
     """
     try:
         parts, shown = urlsplit(address), without_secrets(address)
-        _ = parts.port
     except ValueError as error:
         raise UserError(f"{address.rpartition('@')[2]}: not an address: {error}") from error
     if "::" in address or parts.scheme not in SCHEMES:
@@ -214,6 +213,10 @@ def check_address(address: str) -> None:
     host = parts.netloc.rpartition("@")[2]
     if parts.scheme in ("abfs", "abfss") and "." in host and not host.endswith(AZURE):
         raise UserError(f"{shown}: {host} is no server of Azure ({', '.join(AZURE)})")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise UserError(f"{shown}: not an address: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)  # a client per file would cost more than the file
