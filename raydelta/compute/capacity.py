@@ -25,7 +25,9 @@ def capacity() -> list[dict[str, float]]:
     if any(node["NodeID"] == here and HEAD in node["Resources"] for node in alive):
         config = read_autoscaler_config(address)
     else:
-        config = ray.get(ray.remote(num_cpus=0, resources={HEAD: 0.001})(read_autoscaler_config).remote(address))
+        # By the default strategy: a trial's own placement group has no room on the head.
+        read = ray.remote(num_cpus=0, resources={HEAD: 0.001}, scheduling_strategy="DEFAULT")(read_autoscaler_config)
+        config = ray.get(read.remote(address))
     if config is None:
         return nodes
     added = [

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import ray
@@ -222,3 +223,23 @@ def test_a_ray_that_does_not_start_in_time_is_a_message(monkeypatch: pytest.Monk
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(UserError, match="Ray did not start within its 30 seconds"):
         cluster._start_private({})
+
+
+def test_a_trial_in_a_placement_group_of_its_own_may_ask_the_head(ray_session: None) -> None:
+    """As the driver of a trial of several workers does on a node that is not the head."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"memory": 2**20}])
+    within = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+    @ray.remote(num_cpus=0, memory=2**20, scheduling_strategy=within, max_calls=1)
+    def ask() -> int:
+        context = type(ray.get_runtime_context())
+        with mock.patch.object(context, "get_node_id", lambda self: "another node"):
+            return len(capacity.capacity())
+
+    try:
+        assert ray.get(ask.remote(), timeout=60) == 1
+    finally:
+        remove_placement_group(group)
