@@ -7,7 +7,6 @@ version = release = raydelta.__version__
 copyright = author  # noqa: A001 - Sphinx's name
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["results"]
-html_extra_path = ["sample-report.html"]
 html_theme = "furo"
 html_title = "raydelta"
 html_show_sphinx = False

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from raydelta.config import Config
+from raydelta.data.labels import choose_labels
 from raydelta.data.shards import FOOTER, SCHEMA, Manifest, Shard, Split
 from raydelta.data.simulator.scene import Look, simulate
 from raydelta.data.taxonomy import CAMVID11
@@ -28,6 +30,14 @@ def every_label(name: str, mask: np.ndarray) -> bytes | None:
 
 def no_label(name: str, mask: np.ndarray) -> bytes | None:
     return None
+
+
+def bought_labels(config: Config) -> Labelling:
+    """The labels that the budget buys; reading any other one fails."""
+    bought = {
+        name for names in choose_labels(REAL_NAMES, config.labels, config.seed, config.labels.budget) for name in names
+    }
+    return lambda name, mask: encode_label(mask) if name in bought else b"reading this label is a fault"
 
 
 def write_set(target: Path, look: Look, names: list[tuple[str, str]], label: Labelling = every_label) -> str:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from raydelta.config import LabelCells, LabelConfig, LabelIds, load_config, override, save_config
-from raydelta.data.labels import check_bought, choose_labels, count_bought, keep_bought, order_labels
+from raydelta.data.labels import cell_box, check_bought, choose_labels, count_bought, keep_bought, order_labels
 from raydelta.errors import UserError
 
 EVEN = [(f"image_{index:03d}", f"drive {index // 20}") for index in range(100)]
@@ -222,3 +222,13 @@ def test_what_was_not_bought_of_an_image_is_void() -> None:
     assert (labels == 1).all(), "the argument is left as it was"
     assert count_bought(["a", "b"], LabelCells(**CELLS)) == 1.25  # type: ignore[arg-type]
     assert count_bought(["a", "b"], None) == 2
+
+
+def test_a_cell_s_box_is_what_its_mean_is_taken_over() -> None:
+    assert [cell_box(cell, (2, 2), (10, 6)) for cell in range(4)] == [
+        (0, 0, 5, 3),
+        (5, 0, 10, 3),
+        (0, 3, 5, 6),
+        (5, 3, 10, 6),
+    ]
+    assert [cell_box(cell, (2, 1), (5, 3)) for cell in range(2)] == [(0, 0, 3, 3), (2, 0, 5, 3)], "no pixel is lost"

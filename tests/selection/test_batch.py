@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from raydelta.data.shards import Sample
 from raydelta.errors import UserError
 from raydelta.selection.batch import (
     CELLS_PER_IMAGE,
@@ -11,6 +12,7 @@ from raydelta.selection.batch import (
     stride_over_time,
     whiten,
 )
+from raydelta.selection.select import sequence_places
 
 
 def stride(drives: list[int], count: int, labelled: tuple[int, ...] = (), seed: int = 0) -> list[int]:
@@ -131,3 +133,8 @@ def test_cells_that_are_bought_are_not_proposed_again() -> None:
     scores, bought = np.arange(16.0).reshape(2, 8), np.zeros((2, 8), dtype=bool)
     bought[1, 7] = True
     assert cells(scores, 1, [0, 1], bought=bought) == [(1, 6)]
+
+
+def test_places_are_those_of_the_sorted_ids_of_each_sequence() -> None:
+    samples = [Sample("b2", "b", True), Sample("a9", "a", False), Sample("b1", "b", True)]
+    assert sequence_places(samples) == {"a9": (0, 0), "b1": (1, 0), "b2": (1, 1)}

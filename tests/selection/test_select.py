@@ -18,9 +18,9 @@ from PIL import Image
 from raydelta.cli.use import select as select_command
 from raydelta.compute.device import Place
 from raydelta.config import Config, LabelIds, load_config, override, save_config
-from raydelta.data.labels import cell_box, cells_mask, choose_labels
+from raydelta.data.labels import cells_mask
 from raydelta.data.pixels import to_float
-from raydelta.data.shards import Sample, read_rows
+from raydelta.data.shards import read_rows
 from raydelta.data.streams import load_images
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_label
@@ -37,14 +37,24 @@ from raydelta.selection.select import (
     find_translator,
     list_pool,
     select,
-    sequence_places,
 )
 from raydelta.selection.strategies import RAREST, STRATEGIES
 from raydelta.training.assemble import load_labelled
 from raydelta.training.job import Job, label_ids, make_job, read_job
 from raydelta.training.run import train_here
 from raydelta.training.trained import load_model
-from tests.sets import HEIGHT, REAL, REAL_NAMES, STEPS, SYNTHETIC, WIDTH, every_label, no_label, write_set
+from tests.sets import (
+    HEIGHT,
+    REAL,
+    REAL_NAMES,
+    STEPS,
+    SYNTHETIC,
+    WIDTH,
+    bought_labels,
+    every_label,
+    no_label,
+    write_set,
+)
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
@@ -61,15 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def translator(folder: Path) -> Job:
     """Trained where labels that it has not bought cannot be decoded, and where there is no test shard."""
     plain = load_config(overrides=TINY | STEPS)
-    bought = {
-        name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed, plain.labels.budget) for name in names
-    }
-
-    def only_bought(name: str, mask: np.ndarray) -> bytes | None:
-        return every_label(name, mask) if name in bought else b"reading this label is a fault"
-
     synthetic = write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(SYNTHETIC)])
-    real = write_set(folder / "street", "street", REAL_NAMES, only_bought)
+    real = write_set(folder / "street", "street", REAL_NAMES, bought_labels(plain))
     config = override(plain, {"data.synthetic": synthetic, "data.real": real})
     expert = make_job("expert", config, folder / "runs")
     train_here(expert)
@@ -417,16 +420,6 @@ def test_coverage_does_not_tell_cells_apart(translator: Job) -> None:
         choose(translator, 3, "coverage", grid=(4, 2))
 
 
-def test_a_cell_s_box_is_what_its_mean_is_taken_over() -> None:
-    assert [cell_box(cell, (2, 2), (10, 6)) for cell in range(4)] == [
-        (0, 0, 5, 3),
-        (5, 0, 10, 3),
-        (0, 3, 5, 6),
-        (5, 3, 10, 6),
-    ]
-    assert [cell_box(cell, (2, 1), (5, 3)) for cell in range(2)] == [(0, 0, 3, 3), (2, 0, 5, 3)], "no pixel is lost"
-
-
 def test_more_than_the_pool_has_is_refused_with_the_numbers(translator: Job, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"count = 15, but the pool has 14 photographs; ask for 1 to 14"):
         select(translator.directory, 15, out=tmp_path)
@@ -476,11 +469,6 @@ def test_ids_that_the_set_does_not_know_stop_a_training(translator: Job, tmp_pat
     job = changed(translator, labels__ids=str(tmp_path / "labels.yaml"), labels__budget=2)
     with pytest.raises(UserError, match=r"labels\.ids: elsewhere \(1 of 2\): no such photographs"):
         train_here(job)
-
-
-def test_places_are_those_of_the_sorted_ids_of_each_sequence() -> None:
-    samples = [Sample("b2", "b", True), Sample("a9", "a", False), Sample("b1", "b", True)]
-    assert sequence_places(samples) == {"a9": (0, 0), "b1": (1, 0), "b2": (1, 1)}
 
 
 def test_a_training_on_labels_of_a_few_cells_is_finite_and_learns_them(

@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from raydelta.config import Config, load_config, override
-from raydelta.data.labels import choose_labels
-from raydelta.data.writing import encode_label
 from raydelta.training.job import Job, make_job
 from raydelta.training.run import train_here
-from tests.sets import REAL_NAMES, STEPS, SYNTHETIC, no_label, write_set
+from tests.sets import REAL_NAMES, STEPS, SYNTHETIC, bought_labels, no_label, write_set
 from tests.tiny import TINY
 
 torch.set_num_threads(1)
@@ -29,17 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path) -> Config:
     """Both sets lack their test shard, and labels that the budget does not buy cannot be decoded."""
     plain = load_config(overrides=TINY | STEPS)
-    bought = {
-        name for names in choose_labels(REAL_NAMES, plain.labels, plain.seed, plain.labels.budget) for name in names
-    }
-
-    def only_bought(name: str, mask: np.ndarray) -> bytes | None:
-        return encode_label(mask) if name in bought else b"reading this label is a fault"
-
     synthetic = write_set(folder / "simulated", "synthetic", [(f"s{index}", "all") for index in range(SYNTHETIC)])
     return override(
         plain,
-        {"data.synthetic": synthetic, "data.real": write_set(folder / "street", "street", REAL_NAMES, only_bought)},
+        {
+            "data.synthetic": synthetic,
+            "data.real": write_set(folder / "street", "street", REAL_NAMES, bought_labels(plain)),
+        },
     )
 
 
