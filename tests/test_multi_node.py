@@ -109,13 +109,13 @@ ensure_ray()
 groups = [placement_group([DRIVER]) for _ in range(4)]
 ray.get([group.ready() for group in groups])
 nodes = [*map(str, (list(placement_group_table(group)["bundles_to_node_id"].values()) for group in groups))]
-print("nodes", sorted(map(nodes.count, set(nodes))))
+print("nodes", len(set(nodes)))
 """
 
 
 def test_what_drives_workers_spreads_over_the_nodes(environment: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", DRIVE], capture_output=True, text=True, timeout=100, env=environment)
-    assert "nodes [2, 2]" in done.stdout, done.stdout + done.stderr
+    assert "nodes 2" in done.stdout, done.stdout + done.stderr
 
 
 def test_more_workers_than_both_nodes_have_are_refused(environment: dict[str, str], tmp_path: Path) -> None:
