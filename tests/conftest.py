@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,9 @@ settings.register_profile(
 )
 settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Two test processes share two cores: with more threads than cores, all that they compute waits for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Ray takes the mode at its import, which some test modules do at theirs.
 make_token()
@@ -96,7 +100,25 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def translator(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def drawn(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output directory with the simulated data sets of ``TINY`` and nothing else."""
+    from raydelta.config import load_config
+    from raydelta.data.prepare import prepare_data
+    from tests.tiny import TINY
+
+    runs = tmp_path_factory.mktemp("drawn")
+    prepare_data(load_config(overrides=TINY), runs)
+    return runs
+
+
+@pytest.fixture
+def runs(drawn: Path, tmp_path: Path) -> Path:
+    """An output directory of the test's own, its data sets drawn already."""
+    return shutil.copytree(drawn, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def translator(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The job of a translator with next to no training, and its expert beside it."""
     from raydelta.config import load_config
     from raydelta.data.prepare import prepare_data
@@ -104,7 +126,7 @@ def translator(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> A
     from raydelta.training.run import train_here
     from tests.tiny import TINY
 
-    runs = tmp_path_factory.mktemp("runs")
+    runs = shutil.copytree(drawn, tmp_path_factory.mktemp("runs"), dirs_exist_ok=True)
     config = prepare_data(load_config(overrides=TINY | {"expert.steps": 2, "translator.steps": 2}), runs)
     expert = make_job("expert", config, runs)
     train_here(expert)
@@ -138,6 +160,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for job in jobs.values():
         train_here(job)
     return jobs
+
+
+LONG = ("test_stranger", "test_tune", "test_cli", "test_on_ray", "test_remote", "test_replay", "test_predict")
+"""Files that take minutes: begun first, so that none of them is left to one process at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

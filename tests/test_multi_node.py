@@ -68,6 +68,7 @@ def run(environment: dict[str, str], *arguments: object, expect: int = 0) -> sub
     return result
 
 
+@pytest.mark.slow
 def test_a_training_is_on_both_nodes(environment: dict[str, str], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     result = run(environment, "train", "expert", "--runs", runs, *TINY_ARGUMENTS, "compute.workers=2")

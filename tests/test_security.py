@@ -65,7 +65,12 @@ def with_column(source: Path, target: Path, column: str, values: pa.Array) -> Pa
     return target
 
 
-@pytest.mark.parametrize("column", ["id", "image", "label", "extra"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "column", [pytest.param("id", marks=SLOW), "image", pytest.param("label", marks=SLOW), "extra"]
+)
 def test_a_shard_of_pickles_runs_no_code(dataset: Path, tmp_path: Path, column: str) -> None:
     """Ray registers a column type with pyarrow whose values are pickles, and are loaded when they are looked at."""
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray

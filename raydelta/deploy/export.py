@@ -169,7 +169,7 @@ def _write_programs(model: Program, layout: Layout, folder: Path) -> None:
             names = {"input_names": ["images"], "output_names": list(layout.outputs)}
             exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
         except Exception as error:  # the exporters know no common one; an architecture may not be traceable
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise UserError(
                 f"{config.run}: torch cannot export its network ({type(error).__name__}: {reason}); "
                 "raydelta.load and raydelta predict take it as it is"

@@ -42,8 +42,7 @@ class Encoder(nn.Module):
             ]
         )
         self.context = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Conv2d(last, last // 4, 1), nn.ReLU(inplace=True))
-            for grid in CONTEXT
+            nn.Sequential(GridMean(grid), nn.Conv2d(last, last // 4, 1), nn.ReLU(inplace=True)) for grid in CONTEXT
         )
         self.join = convolve(last + len(CONTEXT) * (last // 4), last, kernel=1)
 
@@ -55,6 +54,27 @@ class Encoder(nn.Module):
         pooled = [F.interpolate(part(deepest), size=deepest.shape[-2:], mode="bilinear") for part in self.context]
         features[-1] = self.join(torch.cat([deepest, *pooled], 1))
         return features
+
+
+class GridMean(nn.Module):
+    """(N, C, H, W) → (N, C, rows, columns), the mean of each cell. As ``nn.AdaptiveAvgPool2d``, which torch cannot
+    export for images of any size."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (shares(count, size, x) for count, size in zip(self.grid, x.shape[-2:], strict=True))
+        return torch.einsum("nchw,ih,jw->ncij", x, rows, columns)
+
+
+def shares(count: int, size: int, like: Tensor) -> Tensor:
+    """How much each of ``size`` places counts in the mean of each of ``count`` cells: (count, size)."""
+    cells = torch.arange(count, device=like.device)[:, None]
+    places = torch.arange(size, device=like.device)
+    inside = (places >= cells * size // count) & (places < ((cells + 1) * size + count - 1) // count)
+    return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
 class Decoder(nn.Module):

@@ -195,7 +195,7 @@ def test_import_with_a_new_split_and_other_classes(tmp_path: Path) -> None:
 
 
 def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
-    arguments = ("data", "simulate", tmp_path / "set", "--train", 300, "--test", 0, "--width", 128, "--height", 64)
+    arguments = ("data", "simulate", tmp_path / "set", "--train", 200, "--test", 0, "--width", 64, "--height", 32)
     errors = interrupt_when("set.partial/train-*.parquet", tmp_path, *arguments)
     assert "interrupted" in errors
     assert not (tmp_path / "set").exists()
@@ -205,6 +205,7 @@ def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
         assert (tmp_path / "set" / name).stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_translator_is_trained_evaluated_and_photographs_are_chosen_with_it(tmp_path: Path) -> None:
     """Without faults: the next test interrupts all of it."""
     settings = [*TINY_ARGUMENTS, "compute.workers=1", "expert.steps=2", "translator.steps=2"]

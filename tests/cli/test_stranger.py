@@ -34,7 +34,8 @@ def write_photographs(folder: Path) -> dict[str, np.ndarray]:
     return truth
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_from_a_folder_to_a_model_and_the_next_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

@@ -43,7 +43,7 @@ def scraping() -> Iterator[set[str]]:
 
 
 @pytest.mark.timeout(400)
-def test_a_sweep_shows_in_the_metrics_and_the_dashboard_asks_for_them(ray_session: None, tmp_path: Path) -> None:
+def test_a_sweep_shows_in_the_metrics_and_the_dashboard_asks_for_them(runs: Path, tmp_path: Path) -> None:
     space = write_space(
         tmp_path,
         search={"guidance.weight": {"grid": [0.3]}},
@@ -52,10 +52,10 @@ def test_a_sweep_shows_in_the_metrics_and_the_dashboard_asks_for_them(ray_sessio
         table={"methods": ["guided"]},
     )
     with scraping() as lines:
-        outcome = tune(str(space), TINY_ARGUMENTS, runs=tmp_path / "runs")
+        outcome = tune(str(space), TINY_ARGUMENTS, runs=runs)
         sweep = f"{outcome.directory.name}/sweep"
-        expert = next((tmp_path / "runs").glob("expert-*")).name
-        translator = next((tmp_path / "runs").glob("translator-*")).name
+        expert = next(runs.glob("expert-*")).name
+        translator = next(runs.glob("translator-*")).name
         wanted = [
             rf'ray_raydelta_step{{.*kind="expert".*run="{expert}".*}} 6\.0',
             rf'ray_raydelta_validation_miou_percent{{.*run="{translator}"',

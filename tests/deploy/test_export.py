@@ -17,7 +17,7 @@ from PIL import Image
 import raydelta
 from raydelta import cli
 from raydelta.compute.device import Place
-from raydelta.config import save_config
+from raydelta.config import override, save_config
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.deploy import export
 from raydelta.deploy.card import find_rows
@@ -27,7 +27,8 @@ from raydelta.errors import UserError
 from raydelta.networks.own_expert import OwnExpert
 from raydelta.results.evaluate import evaluate_job
 from raydelta.results.table import recommended_row, write_table
-from raydelta.training.job import record_methods
+from raydelta.training.job import make_job, record_methods
+from raydelta.training.run import train_here
 from raydelta.training.trained import load_model
 from tests.deploy.test_predict import photograph
 
@@ -66,6 +67,14 @@ def test_everything_exported_says_the_same_for_any_size(exported: Path, trained:
             assert other_ids.dtype == torch.uint8 and other_ids.shape == (count, height, width)
             assert (other_ids == ids).float().mean() >= export.REQUIRED
             assert torch.allclose(other_logits, logits, atol=1e-3)
+
+
+def test_the_network_of_the_default_job_is_exported(trained: dict[str, Any], tmp_path: Path) -> None:
+    config = override(trained["expert"].config, {"segmenter.architecture": "lean", "expert.steps": 2})
+    job = make_job("expert", config, tmp_path / "runs")
+    train_here(job)
+    done = export.export(job.directory, tmp_path / "model")
+    assert {check.model for check in done.checks} == {"model.onnx", "model.pt2", "model.safetensors"}
 
 
 @pytest.mark.parametrize("what", [os.mkfifo, lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40)])

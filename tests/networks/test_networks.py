@@ -10,6 +10,7 @@ from raydelta.config import DiscriminatorConfig, GeneratorConfig, SegmenterConfi
 from raydelta.errors import UserError
 from raydelta.networks import Discriminator, Generator, build_segmenter
 from raydelta.networks.layers import Conv2d, ConvTranspose2d, normalise
+from raydelta.networks.lean import GridMean
 
 torch.set_num_threads(1)
 
@@ -231,6 +232,13 @@ def test_lean_segments_images_of_any_size_and_its_encoder_gives_features_of_four
         assert network(images).shape == (2, 5, height, width)
     features = network.encoder(torch.rand(2, 3, 64, 128))
     assert [tuple(part.shape[1:]) for part in features] == [(6, 32, 64), (8, 16, 32), (16, 8, 16), (32, 4, 8)]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 4), (3, 5)])
+@pytest.mark.parametrize("size", [(8, 16), (7, 9), (1, 3)])
+def test_means_over_a_grid_are_those_of_adaptive_pooling(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    x = torch.randn(2, 6, *size)
+    assert torch.allclose(GridMean(grid)(x), F.adaptive_avg_pool2d(x, grid), atol=1e-6)
 
 
 def test_what_lean_has_not_is_not_honoured_and_said() -> None:

@@ -26,6 +26,10 @@ REPLAY = {
 }
 
 
+METHODS = {1: ["guided"], 2: ["guided", "fine-tuned"]}
+"""What is trained on the labels that are bought, by the number of seeds."""
+
+
 @pytest.fixture(scope="module", params=[(0,), pytest.param((0, 1), marks=pytest.mark.slow, id="two seeds")])
 def seeds(request: pytest.FixtureRequest) -> tuple[int, ...]:
     return request.param
@@ -35,7 +39,7 @@ def seeds(request: pytest.FixtureRequest) -> tuple[int, ...]:
 def outcome(seeds: tuple[int, ...], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("replay")
     space = folder / "replay.yaml"
-    table = {"seeds": list(seeds), "methods": ["guided", "fine-tuned"]}
+    table = {"seeds": list(seeds), "methods": METHODS[len(seeds)]}
     space.write_text(yaml.safe_dump(REPLAY | {"table": table}))
     return tune(str(space), runs=folder / "runs")
 
@@ -61,7 +65,7 @@ def test_the_table_has_a_row_for_every_method_strategy_seed_and_number_of_labels
     outcome: Outcome, seeds: tuple[int, ...]
 ) -> None:
     rows = [each for each in read_table(outcome.directory) if each.images_of == "test"]
-    for method in ("guided", "fine-tuned"):
+    for method in METHODS[len(seeds)]:
         for strategy in ("random", "entropy"):
             found = [(each.seed, each.labels_train) for each in rows if each.method == f"{method}, {strategy}"]
             assert found == [(seed, labels) for seed in seeds for labels in (3, 5)]
@@ -72,11 +76,11 @@ def test_the_table_has_a_row_for_every_method_strategy_seed_and_number_of_labels
     assert hours == sorted(hours), "a round costs what the ones before it did, too"
 
 
-def test_what_the_strategies_save_is_said_and_what_they_chose_is_drawn(outcome: Outcome) -> None:
-    first, second = outcome.findings
-    assert first.startswith("guided, entropy: ")
-    assert second.startswith("fine-tuned, entropy: ")
-    assert "random's" in first
+def test_what_the_strategies_save_is_said_and_what_they_chose_is_drawn(
+    outcome: Outcome, seeds: tuple[int, ...]
+) -> None:
+    for finding, method in zip(outcome.findings, METHODS[len(seeds)], strict=True):
+        assert finding.startswith(f"{method}, entropy: ") and "random's" in finding
     assert outcome.pictures is not None
     with Image.open(outcome.pictures) as picture:
         assert picture.width > 8 * 64

@@ -38,6 +38,7 @@ def expert(config: Config, runs: Path, **values: Any) -> Job:
     return make_job("expert", override(config, values), runs)
 
 
+@pytest.mark.slow
 def test_sets_too_large_for_the_cache_stream(config: Config, tmp_path: Path) -> None:
     expert_job = expert(config, tmp_path)
     train_here(expert_job)

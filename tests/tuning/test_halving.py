@@ -72,7 +72,7 @@ def test_a_trial_without_a_score_is_the_worst(score: float) -> None:
     [(3, (None,), [4, 4, 20]), pytest.param(7, (1, None), [4] * 5 + [12, 20], marks=pytest.mark.slow, id="seven")],
 )
 def test_the_best_trials_go_on_from_where_they_waited(
-    count: int, concurrent_ones: tuple[int | None, ...], ends: list[int], ray_session: None, tmp_path: Path
+    count: int, concurrent_ones: tuple[int | None, ...], ends: list[int], runs: Path, tmp_path: Path
 ) -> None:
     at_once: list[list[Trial]] = []
     for concurrent in concurrent_ones:
@@ -86,7 +86,7 @@ def test_the_best_trials_go_on_from_where_they_waited(
             table={"methods": ["guided"]},
         )
         arguments = [*TINY_ARGUMENTS, "translator.steps=20", "compute.checkpoint_every=100"]
-        outcome = tune(space, arguments, runs=tmp_path / "runs")
+        outcome = tune(space, arguments, runs=runs)
         at_once.append(read_trials(outcome.directory))
     trials, *again = (sorted(found, key=lambda trial: trial.step) for found in at_once)
     known = [replace(trial, curve=[]) for trial in trials]
@@ -100,7 +100,7 @@ def test_the_best_trials_go_on_from_where_they_waited(
             if trial.step >= rung:
                 scores[trial.step > rung] += [report["miou"] for report in trial.curve if report["step"] == rung]
         assert min(scores[True]) >= max(scores[False]), "the better ones went on"
-    trained = [path.read_text() for path in (tmp_path / "runs").glob("**/translator-*/curve.jsonl")]
+    trained = [path.read_text() for path in runs.glob("**/translator-*/curve.jsonl")]
     steps = [[json.loads(line)["step"] for line in text.splitlines()] for text in trained]
     assert all(each == sorted(set(each)) for each in steps), "no step was trained twice"
     assert sum(map(len, steps)) == sum(ends) / 2, "and none that no trial wanted"

@@ -224,12 +224,12 @@ def test_a_training_is_told(ray_session: None, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_a_sweep_is_told_and_is_the_same_sweep_without(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.chdir(tmp_path)
-    uri, runs = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "runs"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
     space = write_space(tmp_path, table={"methods": ["guided"]})
     outcome = tune(space, [*TINY_ARGUMENTS, f"tracking.mlflow={uri}"], runs=runs)
     told = MlflowClient(tracking_uri=uri)

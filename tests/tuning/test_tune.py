@@ -35,9 +35,9 @@ def test_an_override_of_a_searched_field_is_refused(tmp_path: Path) -> None:
         pytest.param([*DEFAULT_METHODS], [0, 1], marks=pytest.mark.slow, id="as by default"),
     ],
 )
-def test_sweep_table_and_rerun(methods: list[str], seeds: list[int], ray_session: None, tmp_path: Path) -> None:
+def test_sweep_table_and_rerun(methods: list[str], seeds: list[int], runs: Path, tmp_path: Path) -> None:
     space = write_space(tmp_path, table={"methods": methods, "seeds": seeds})
-    outcome = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    outcome = tune(space, TINY_ARGUMENTS, runs=runs)
     assert outcome.failed == []
     assert outcome.best["guidance.weight"] in (0.3, 0.6)
     rows = read_table(outcome.directory)
@@ -62,38 +62,37 @@ def test_sweep_table_and_rerun(methods: list[str], seeds: list[int], ray_session
 
     outcome.report.unlink()
     outcome.report.mkdir()  # a page that cannot be written costs nothing but itself
-    stages = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")}
+    stages = {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")}
     with pytest.warns(UserWarning, match="no report, the results are whole; try raydelta report"):
-        again = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+        again = tune(space, TINY_ARGUMENTS, runs=runs)
     assert again.report is None
     assert again.rows == outcome.rows
     assert all(len(trial.curve) > 1 for trial in read_trials(again.directory)), "of the run that trained them"
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/stage.json")} == stages
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("*/stage.json")} == stages
 
 
-def test_a_failed_trial_is_named_and_the_sweep_goes_on(ray_session: None, tmp_path: Path) -> None:
+def test_a_failed_trial_is_named_and_the_sweep_goes_on(runs: Path, tmp_path: Path) -> None:
     search = {"labels.budget": {"grid": [4, 500]}, "translator.start": {"grid": [None, "translator-gone"]}}
     space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, scheduler="asha")
     arguments = [argument for argument in TINY_ARGUMENTS if "labels.budget" not in argument]
     with pytest.warns(UserWarning, match="500 labels are more than the 18 that validation leaves: left out"):
-        outcome = tune(space, arguments, runs=tmp_path / "runs")
+        outcome = tune(space, arguments, runs=runs)
     assert outcome.best == {"labels.budget": 4, "translator.start": None}
     (failed,) = outcome.failed
     assert "translator.start" in failed and "translator-gone" in failed.partition("}: ")[2]
 
 
-@pytest.mark.parametrize(
-    ("budgets", "seeds"), [([4], [0]), pytest.param([2, 4], [0, 1], marks=pytest.mark.slow, id="several")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("budgets", "seeds"), [([4], [0]), ([2, 4], [0, 1])])
 def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(
-    budgets: list[int], seeds: list[int], ray_session: None, tmp_path: Path
+    budgets: list[int], seeds: list[int], runs: Path, tmp_path: Path
 ) -> None:
     methods = ["translated only", "ensemble", "joint training", "student", "pseudo-labels"]
     methods += ["oracle", "guided, shuffled labels"]
     table = {"methods": methods, "budgets": budgets, "seeds": seeds}
     space = write_space(tmp_path, search={}, table=table, config={"labels.validation": 0})
     arguments = [argument for argument in TINY_ARGUMENTS if "validation" not in argument]
-    outcome = tune(space, arguments, runs=tmp_path / "runs")
+    outcome = tune(space, arguments, runs=runs)
     assert (outcome.best, outcome.best_miou, outcome.failed) == (None, None, [])
     tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.images_of == "test"}
     budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
@@ -108,10 +107,10 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(
     assert hours["pseudo-labels"] > hours["student"] > hours["synthetic only"] > 0
     assert hours["joint training"] > hours["synthetic only"]
     assert hours["ensemble"] == pytest.approx(hours["student"]), "both need the translator and the student"
-    made = {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")}
-    again = tune(space, arguments, runs=tmp_path / "runs")
+    made = {path.parent.name for path in runs.glob("*/stage.json")}
+    again = tune(space, arguments, runs=runs)
     assert again.rows == outcome.rows
-    assert {path.parent.name for path in (tmp_path / "runs").glob("*/stage.json")} == made
+    assert {path.parent.name for path in runs.glob("*/stage.json")} == made
 
 
 @pytest.mark.parametrize(
@@ -126,10 +125,9 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(
     ],
 )
 def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(
-    methods: list[str], ray_session: None, tmp_path: Path
+    methods: list[str], runs: Path, tmp_path: Path
 ) -> None:
     """The test shard of the photographs cannot be read: only the evaluation at the end may notice."""
-    runs = tmp_path / "runs"
     real = Path(prepare_data(load_config("laptop", overrides=TINY), runs).data.real)
     shards = list(real.glob("test-*.parquet"))
     assert shards
@@ -156,14 +154,16 @@ def test_every_job_comes_after_what_it_builds_on(ray_session: None, tmp_path: Pa
     assert waves == [["translator", "oracle"], ["student"], ["pseudo-labels"]]
 
 
-def test_trials_of_two_workers_on_a_machine_of_two_cpus(ray_session: None, tmp_path: Path) -> None:
-    """Whatever the driver of a trial reserves, its workers need every CPU."""
+@pytest.mark.slow
+def test_trials_of_two_workers_on_a_machine_of_two_cpus(runs: Path, tmp_path: Path) -> None:
+    """Whatever the driver of a trial reserves, its workers need every CPU. Sibling: trials that share one copy of the
+    sets, in test_trials.py."""
     search = {"guidance.weight": {"choice": [0.3]}}
     several = {"resources": {"workers": 2}}
     space = write_space(tmp_path, search=search, table={"methods": ["guided"]}, **several)
-    outcome = tune(space, TINY_ARGUMENTS, runs=tmp_path / "runs")
+    outcome = tune(space, TINY_ARGUMENTS, runs=runs)
     assert outcome.failed == []
-    assert len(list((tmp_path / "runs").glob("translator-*/stage.json"))) == 1
+    assert len(list(runs.glob("translator-*/stage.json"))) == 1
 
 
 def test_a_search_with_a_teacher_is_refused_before_anything_is_made(ray_session: None, tmp_path: Path) -> None:
