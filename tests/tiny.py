@@ -16,9 +16,8 @@ TINY: dict[str, object] = {
     "data.test_images": 8,
     "labels.budget": 4,
     "labels.validation": 2,
-    "segmenter.architecture": "unet",
-    "segmenter.depth": 3,
-    "segmenter.decoder_channels": [16, 8, 8],
+    "segmenter.architecture": "lean",
+    "segmenter.width": 6,
     "expert.steps": 6,
     "expert.batch": 4,
     "generator.width": 4,
@@ -31,6 +30,13 @@ TINY: dict[str, object] = {
     "compute.report_every": 2,
     "compute.checkpoint_every": 2,
 }
+
+UNET: dict[str, object] = {
+    "segmenter.architecture": "unet",
+    "segmenter.depth": 3,
+    "segmenter.decoder_channels": [16, 8, 8],
+}
+"""In place of the segmenter of ``TINY``: one of a library."""
 
 TINY_ARGUMENTS = [f"{key}={value}" for key, value in TINY.items()]
 

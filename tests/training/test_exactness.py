@@ -17,7 +17,7 @@ from raydelta.training import checkpoint
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.job import Job, make_job
 from raydelta.training.run import record_report, train_here, working_directory
-from tests.tiny import TINY
+from tests.tiny import TINY, UNET
 from tests.training.test_loop import same
 
 KINDS = ["expert", "translator", "student", "mean teacher"]
@@ -26,7 +26,7 @@ KINDS = ["expert", "translator", "student", "mean teacher"]
 @pytest.fixture(scope="module")
 def config(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
     changes = {"student.steps": 6, "self_training.confidence": 0.1, "self_training.start": 0.2, "translator.pool": 3}
-    return prepare_data(load_config(overrides=TINY | changes), tmp_path_factory.mktemp("data"))
+    return prepare_data(load_config(overrides=TINY | UNET | changes), tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
