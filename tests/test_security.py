@@ -23,7 +23,7 @@ import yaml
 
 import raydelta
 from raydelta.compute import credentials
-from raydelta.config import Config, SegmenterConfig, load_config
+from raydelta.config import Config, SegmenterConfig, load_config, override
 from raydelta.data import checking, shards
 from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.data.streams import load_images, stream_rows
@@ -31,8 +31,10 @@ from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
 from raydelta.storage import files as storage
 from raydelta.storage import locks
-from raydelta.training.job import read_job
+from raydelta.training.job import make_job, read_job
+from raydelta.training.run import train_here
 from raydelta.training.trained import load_segmenter
+from tests.tiny import UNET
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -194,8 +196,9 @@ def test_a_strangers_stage_contacts_no_hub(
     trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights of a finished training are its own: what it once started from is not fetched again."""
-    stranger = tmp_path / "expert"
-    shutil.copytree(trained["expert"].directory, stranger)
+    job = make_job("expert", override(trained["expert"].config, UNET | {"expert.steps": 2}), tmp_path)
+    train_here(job)
+    stranger = job.directory
     file = stranger / "checkpoint" / "config.yaml"
     tree = yaml.safe_load(file.read_text())
     tree["segmenter"]["weights"] = "imagenet"

@@ -24,6 +24,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere,
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:1",  # ray start would report once that they are off
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use the environment as it is
+    "RAY_idle_worker_killing_time_threshold_ms": "120000",  # by default 1 s, and each new one imports torch first
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the pace at which the controller takes reports
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs of Ray Train stand on the dashboard

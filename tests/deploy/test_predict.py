@@ -159,7 +159,7 @@ def test_what_is_refused_writes_nothing(trained: dict[str, Any], folder: Path, t
     ]:
         with pytest.raises(UserError, match=message):
             predict(run, given, out, kinds=kinds)
-    with pytest.raises(UserError, match="at least 8 pixels"):
+    with pytest.raises(UserError, match="at least 16 pixels"):
         predict(run, [str(folder / "grey.png")], out, window=(4, 64))
     with pytest.raises(UserError, match="there are camvid11"):
         predict(run, [str(folder / "grey.png")], out, taxonomy="mars")
