@@ -90,12 +90,15 @@ def main() -> None:
         result = sum_up(mious, options.sets)
         whole = [by_seed[0] for name, by_seed in chosen.items() if name.startswith("random ")]
         means = [mean(mious[f"random {number}"]) for number in range(options.sets)]
-        explained = [each.model_dump() for each in explain(training(config, expert, whole[0], 0), whole, means)]
+        explained = explain(training(config, expert, whole[0], 0), whole, means) if whole else []
         content = {
             "machine": describe_machine(),
             "options": vars(options) | {"simulated": None, "overrides": overrides},
         }
-        write_json(options.json, content | result | {"explained": explained, "sets": chosen, "mious": mious})
+        write_json(
+            options.json,
+            content | result | {"explained": [each.model_dump() for each in explained], "sets": chosen, "mious": mious},
+        )
     print_table(("quantity", "points"), list(result["random"].items()))
     print_table(
         ("strategy", "mIoU", "to random", "deviation"),
@@ -134,8 +137,8 @@ def training(config: Config, expert: Job, names: Sequence[str], seed: int) -> Jo
 
 
 def sum_up(mious: Mapping[str, Sequence[float]], sets: int) -> dict[str, Any]:
-    """The spread of the random sets, and each strategy against the mean of the random sets, paired by seed."""
-    values = np.array([mious[f"random {number}"] for number in range(sets)])
+    """The spread of the random sets, and each strategy against their mean, or against `random`, paired by seed."""
+    values = np.array([mious[f"random {number}"] for number in range(sets)] or [mious["random"]])
     by_seed = values.mean(0)
     strategies = {}
     for name, found in mious.items():
@@ -146,7 +149,7 @@ def sum_up(mious: Mapping[str, Sequence[float]], sets: int) -> dict[str, Any]:
                 "to_random": mean(gains),
                 "deviation": stdev(gains) if len(gains) > 1 else None,
             }
-    return {"random": asdict(analyse(values)) if values.shape[1] > 1 else {}, "strategies": strategies}
+    return {"random": asdict(analyse(values)) if min(values.shape) > 1 else {}, "strategies": strategies}
 
 
 def analyse(values: np.ndarray) -> Spread:

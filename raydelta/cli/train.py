@@ -23,7 +23,7 @@ from raydelta.cli.options import (
     print_table,
     project_file,
 )
-from raydelta.errors import UserError
+from raydelta.errors import UserError, printable
 
 app = typer.Typer()
 train_app = typer.Typer(help="Train one network on Ray.", no_args_is_help=True)
@@ -101,7 +101,7 @@ def tune(
         print_json(outcome.directory / "table.json")
         return
     print_table(outcome.rows)
-    print(f"\nphotographs  {outcome.rows[0].real}" if outcome.rows else "")
+    print(printable(f"\nphotographs  {outcome.rows[0].real}") if outcome.rows else "")
     if outcome.best is not None:
         settings = ", ".join(f"{key} {_short(value)}" for key, value in outcome.best.items())
         print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
@@ -227,7 +227,7 @@ def evaluate(
     if as_json:
         print_json(directory / "table.json")
         return
-    print(f"photographs: {rows[0].real}")
+    print(printable(f"photographs: {rows[0].real}"))
     print_table(rows)
 
 

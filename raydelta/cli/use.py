@@ -207,7 +207,7 @@ def export(
 
 
 def _named(method: str | None, model: str) -> str:
-    return f"{method} ({model})" if method else model
+    return printable(f"{method} ({model})" if method else model)  # a stranger's exported folder says what they are
 
 
 def _announce(cost: str) -> None:

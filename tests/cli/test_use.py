@@ -10,6 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raydelta.cli.main import app
+from raydelta.cli.use import _print_predicted
+from raydelta.deploy.predict import Predicted
 from raydelta.storage.bucket import fetch, open_copy, publish
 
 
@@ -47,3 +49,9 @@ def test_a_run_in_a_bucket_is_used_from_machines_that_have_not_trained_it(
     published = open_copy(address) / name / "selection-random"
     fetch(published)
     assert (published / "selection.csv").read_text() == (Path(chosen["directory"]) / "selection.csv").read_text()
+
+
+def test_what_a_strangers_model_says_of_itself_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_predicted(Predicted("\x1b[2J", "\x1b]0;owned", None, 0, 0, [("\x1b[1m.png", "no image")], []), None)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and r"\x1b[2J" in printed
