@@ -1,8 +1,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 from PIL import Image
 
 import raydelta
+from benchmarks.faults_here import forked
 from raydelta import cli
 from raydelta.compute.device import Place
 from raydelta.config import override, save_config
@@ -75,6 +78,20 @@ def test_the_network_of_the_default_job_is_exported(trained: dict[str, Any], tmp
     train_here(job)
     done = export.export(job.directory, tmp_path / "model")
     assert {check.model for check in done.checks} == {"model.onnx", "model.pt2", "model.safetensors"}
+
+
+def test_an_export_that_is_killed_leaves_nothing_under_its_name(trained: dict[str, Any], tmp_path: Path) -> None:
+    run, out = trained["expert"].directory, tmp_path / "model"
+    child = forked(lambda: export.export(run, out))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".model.*/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not out.exists()
+    export.export(run, out)
+    assert {path.name for path in out.iterdir()} >= {"model.onnx", "model.pt2", "config.yaml", "README.md"}
 
 
 @pytest.mark.parametrize("what", [os.mkfifo, lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40)])
