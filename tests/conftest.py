@@ -162,7 +162,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return jobs
 
 
-LONG = ("test_stranger", "test_tune", "test_cli", "test_on_ray", "test_remote", "test_replay", "test_predict")
+LONG = ("test_tune", "test_cli", "test_on_ray", "test_trials", "test_remote", "test_replay", "test_predict")
 """Files that take minutes: begun first, so that none of them is left to one process at the end."""
 
 
