@@ -207,7 +207,7 @@ def test_simulation_goes_on_after_ctrl_c(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_translator_is_trained_evaluated_and_photographs_are_chosen_with_it(tmp_path: Path) -> None:
-    """Without faults: the next test interrupts all of it."""
+    """Without faults: the next test interrupts all of it. Sibling: tests/cli/test_use.py."""
     settings = [*TINY_ARGUMENTS, "compute.workers=1", "expert.steps=2", "translator.steps=2"]
     translator = Path(run("train", "translator", "--runs", tmp_path, *settings).stdout.strip())
     assert len(list(tmp_path.glob("expert-*/stage.json"))) == 1

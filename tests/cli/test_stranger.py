@@ -1,4 +1,8 @@
-"""A stranger's path through the real command line: a folder of photographs in, a model and the next labels out."""
+"""A stranger's path through the real command line: a folder of photographs in, a model and the next labels out.
+
+Its siblings are the tests of each step: of import in test_cli.py, of the sweep in tests/tuning/test_tune.py, of
+predict, export and select in test_use.py, of labels that come back in tests/selection/test_bought.py.
+"""
 
 import json
 import re

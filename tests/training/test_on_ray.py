@@ -40,6 +40,7 @@ def expert(config: Config, runs: Path, **values: Any) -> Job:
 
 @pytest.mark.slow
 def test_sets_too_large_for_the_cache_stream(config: Config, tmp_path: Path) -> None:
+    """Sibling: sets in object storage, which stream too."""
     expert_job = expert(config, tmp_path)
     train_here(expert_job)
     base = override(config, {"data.cache_gib": 0.0, "compute.workers": 2, "translator.steps": 2})

@@ -87,6 +87,7 @@ def test_a_failed_trial_is_named_and_the_sweep_goes_on(runs: Path, tmp_path: Pat
 def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(
     budgets: list[int], seeds: list[int], runs: Path, tmp_path: Path
 ) -> None:
+    """Siblings: a sweep with its table, and every job comes after what it builds on."""
     methods = ["translated only", "ensemble", "joint training", "student", "pseudo-labels"]
     methods += ["oracle", "guided, shuffled labels"]
     table = {"methods": methods, "budgets": budgets, "seeds": seeds}
