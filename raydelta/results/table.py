@@ -100,13 +100,15 @@ def _summary(group: Sequence[Row], rows: Sequence[Row]) -> Summary:
 
 def _partner(row: Row, method: str, rows: Sequence[Row]) -> Row | None:
     """The row of another method with the same split, seed and training labels (or with none, if it takes none)."""
-    for other in rows:
-        if (other.method, other.domain, other.split) != (method, row.domain, row.split):
-            continue
-        same_labels = method == "oracle" or other.labels_train in (0, row.labels_train)
-        if same_labels and (other.seed == row.seed or method == "synthetic only"):  # there is one expert
-            return other
-    return None
+    found = [
+        other
+        for other in rows
+        if (other.method, other.domain, other.split) == (method, row.domain, row.split)
+        and (method == "oracle" or other.labels_train in (0, row.labels_train))
+    ]
+    if method == "synthetic only" and len(found) == 1:  # in a replay all seeds share the expert
+        return found[0]
+    return next((other for other in found if other.seed == row.seed), None)
 
 
 def _deviation(values: Sequence[float]) -> float | None:

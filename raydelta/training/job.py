@@ -309,14 +309,18 @@ BEST, METHOD_STAGES = "best.yaml", "methods.json"
 EXPERT_ROW, DEFAULT_ROW = "synthetic only", "guided"
 
 
-def record_methods(directory: Path, config: Config, runs: Path) -> None:
-    """Write into a sweep's directory which stages its methods are, so that they are found where the data is not."""
-    write_atomically(directory / METHOD_STAGES, json.dumps(_name_methods(config, runs), indent=1))
+def record_methods(directory: Path, config: Config, expert: Path) -> None:
+    """Write into a sweep's directory which stages its methods are, so that they are found where the data is not.
+
+    Args:
+        config: of the best trial, which may have other augmentation than the expert.
+    """
+    write_atomically(directory / METHOD_STAGES, json.dumps(_name_methods(config, expert), indent=1))
 
 
-def _name_methods(config: Config, runs: Path) -> dict[str, dict[str, Any]]:
+def _name_methods(config: Config, expert: Path) -> dict[str, dict[str, Any]]:
     """Method → the name of its stage, and those of its members if it is an ensemble."""
-    expert = make_job("expert", config, runs).directory
+    runs = expert.parent
     named: dict[str, dict[str, Any]] = {EXPERT_ROW: {"stage": expert.name, "members": []}}
     for name, method in METHODS.items():
         job = make_job(method.kind, override(config, method.overrides), runs, expert)
@@ -385,7 +389,7 @@ def _read_methods(run: Path) -> dict[str, dict[str, Any]]:
     try:
         config = load_config(file=run / BEST)
         check_asked(_elsewhere(config, run.resolve().parent), shown(run / BEST), "name one of the trainings beside it")
-        return _name_methods(config, run.resolve().parent)
+        return _name_methods(config, make_job("expert", config, run.resolve().parent).directory)
     except UserError as error:
         raise UserError(
             f"{run}: a sweep of an older version, whose models are found by its data sets: {error}; bring them there, "

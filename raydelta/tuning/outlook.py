@@ -21,7 +21,7 @@ from raydelta.training.stage import read_stage
 from raydelta.tuning.halving import expect_steps, make_milestones
 from raydelta.tuning.start import Announce
 from raydelta.tuning.trials import trial_resources
-from raydelta.tuning.tune import in_waves, list_rows, name_sweep, open_task
+from raydelta.tuning.tune import in_waves, list_rows, name_sweep, open_task, seeded_experts
 
 TIMED_STEPS = 6
 WARM_UP = 3
@@ -90,21 +90,23 @@ def look_ahead(
     best = directory / BEST
     config = load_config(file=best) if best.exists() else _any_of(asked, sweep.config)
     trial = make_job("translator", config, task.runs, expert.directory)
-    rows = [job for _, job in list_rows(asked, config, expert)]
+    experts = seeded_experts(asked, config, expert)
+    more = [job for job in experts.values() if job.directory != expert.directory]
+    rows = [job for _, job in list_rows(asked, config, experts)]
     waves = in_waves(rows)
     paces = time_steps([trial, *(job for wave in waves for job in wave)], expert, task.runs, directory.name)
     _, at_once = trial_resources(asked, task.cluster)
 
     known = best.exists() or not (asked.search or asked.replay)
-    parts = [_plan_jobs([expert], paces, known=True)]
-    seconds = parts[0].seconds
+    parts = [_plan_jobs([expert, *more], paces, known=True)]
+    seconds = _seconds_left(expert, paces, known=True)
     if asked.search:
         parts.append(_plan_search(asked, trial, directory, paces[method_of(trial)]))
         seconds += parts[-1].seconds / at_once
     rounds = _rounds(asked.replay) if asked.replay else 1
-    for wave in waves:
-        left = [_seconds_left(job, paces, known) for job in wave]
-        seconds += max(rounds * sum(left) / at_once, *left)
+    for wave, trained in ((more, True), *((wave, known) for wave in waves)):
+        left = [_seconds_left(job, paces, trained) for job in wave]
+        seconds += max(rounds * sum(left) / at_once, *left, 0.0)
     by_method = defaultdict(list)
     for job in (job for wave in waves for job in wave):
         by_method[method_of(job)].append(job)

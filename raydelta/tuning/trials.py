@@ -184,7 +184,14 @@ class Trainer:
         if all(job.done for job in jobs):
             bucket.remove(directory)
             return
-        settings = [{"kind": job.kind, "config": job.config.model_dump(mode="json")} for job in jobs]
+        settings = [
+            {
+                "kind": job.kind,
+                "config": job.config.model_dump(mode="json"),
+                "expert": job.expert and job.expert.name,
+            }
+            for job in jobs
+        ]
         tune_config = tune.TuneConfig(
             max_concurrent_trials=self.concurrent or None,
             reuse_actors=self.space.resources.workers == 1,
@@ -292,7 +299,9 @@ def _trial(
 def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> Job:
     """The job behind what Tune passes to a trial."""
     if "job" in settings:
-        return make_job(settings["job"]["kind"], Config(**settings["job"]["config"]), runs, expert)
+        job = settings["job"]
+        named = job.get("expert", expert.name)  # of an older version: there was one expert
+        return make_job(job["kind"], Config(**job["config"]), runs, named and runs / named)
     return make_job(settings["kind"], override(base, settings["overrides"]), runs, expert)
 
 

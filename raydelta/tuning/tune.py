@@ -3,7 +3,7 @@
 import itertools
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,9 @@ def _train_rows(plan: _Plan, config: Config) -> list[tuple[str, Job]]:
         chosen = replay(space.replay, seeds, space.table.methods, seeded, plan.expert, plan.train.finish)
         jobs = [("synthetic only", plan.expert), *chosen]
     else:
-        jobs = list_rows(space, config, plan.expert)
+        experts = seeded_experts(space, config, plan.expert)
+        plan.train.finish(list(experts.values()))
+        jobs = list_rows(space, config, experts)
     # Some do not depend on the budget.
     jobs = list({(method, job.directory): (method, job) for method, job in jobs}.values())
     for wave in in_waves([job for _, job in jobs]):
@@ -240,11 +242,31 @@ def _train_rows(plan: _Plan, config: Config) -> list[tuple[str, Job]]:
     return jobs
 
 
-def list_rows(space: Space, config: Config, expert: Job) -> list[tuple[str, Job]]:
-    """The rows of the table under a config: method and job."""
-    jobs: list[tuple[str, Job]] = [("synthetic only", expert)]
-    seeds, budgets = space.table.seeds or (config.seed,), space.table.budgets or [config.labels.budget]
-    for seed, budget in itertools.product(seeds, budgets):
+def seeded_experts(space: Space, config: Config, expert: Job) -> dict[int, Job]:
+    """An expert for each seed of the table, so that ± is the spread of the whole way. A user's own network is one.
+
+    Args:
+        config: of the rows; the trials' expert may have other augmentation.
+        expert: the one that the trials share.
+    """
+    seeds = space.table.seeds or (config.seed,)
+    if expert.config.expert.model is not None or space.replay is not None:
+        return dict.fromkeys(seeds, expert)
+    fields = {"compute.workers": config.compute.workers}
+    return {
+        seed: make_job("expert", override(expert.config, {"seed": seed, **fields}), expert.directory.parent)
+        for seed in seeds
+    }
+
+
+def list_rows(space: Space, config: Config, experts: Mapping[int, Job]) -> list[tuple[str, Job]]:
+    """The rows of the table under a config: method and job.
+
+    Args:
+        experts: of each seed.
+    """
+    jobs: list[tuple[str, Job]] = [("synthetic only", expert) for expert in experts.values()]
+    for (seed, expert), budget in itertools.product(experts.items(), space.table.budgets or [config.labels.budget]):
         at = override(config, {"seed": seed, "labels.budget": budget})
         for name in space.table.methods:
             method, runs = METHODS[name], expert.directory.parent
@@ -266,7 +288,7 @@ def _conclude(plan: _Plan, found: _Found, jobs: list[tuple[str, Job]], rows: lis
     pictures, findings = _draw(plan, jobs), []
     if space.replay is not None:
         findings = sum_up(space.replay, space.table.methods, rows)
-    record_methods(directory, found.config, plan.train.runs)
+    record_methods(directory, found.config, plan.expert.directory)
     save_config(override(found.config, {"compute.workers": None}), directory / "best.yaml")
     publish(directory / "best.yaml")
     try:

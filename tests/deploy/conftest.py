@@ -17,7 +17,7 @@ def travelled(trained: dict[str, Any], tmp_path: Path) -> Path:
     sweep = home / "tune-travels"
     sweep.mkdir(exist_ok=True)
     save_config(trained["translator"].config, sweep / "best.yaml")
-    record_methods(sweep, trained["translator"].config, home)
+    record_methods(sweep, trained["translator"].config, trained["expert"].directory)
     there = tmp_path / "there"
     shutil.copytree(home, there, ignore=shutil.ignore_patterns("tune-test", "tune-rows", "old-*"))
     for file in there.rglob("*"):

@@ -248,7 +248,7 @@ def test_without_a_row_named_a_sweep_gives_its_guided_preprocessor(trained: dict
     sweep = trained["translator"].directory.parent / "tune-fronts"
     sweep.mkdir()
     save_config(trained["translator"].config, sweep / "best.yaml")
-    record_methods(sweep, trained["translator"].config, sweep.parent)
+    record_methods(sweep, trained["translator"].config, trained["expert"].directory)
     write_table(sweep, evaluate_job("joint training", trained["joint training"]))
     assert recommended_row(sweep) == "joint training"
     assert choose_preprocessor(sweep).directory == trained["translator"].directory

@@ -242,6 +242,15 @@ def test_the_one_expert_is_compared_with_every_seed() -> None:
     assert (average, deviation) == (pytest.approx(13), pytest.approx(stdev([30, 34, 35])))
 
 
+def test_every_seed_is_compared_with_its_own_expert() -> None:
+    rows = [row("guided", seed, miou) for seed, miou in enumerate([30.0, 34.0, 35.0])]
+    own = [
+        row("synthetic only", seed, miou, labels_train=0, labels_val=0) for seed, miou in ((2, 15), (0, 10), (1, 14))
+    ]
+    assert summary_of([*own, *rows], "guided").against["synthetic only"] == (20.0, 0.0)
+    assert "synthetic only" not in summary_of([*own[:2], *rows], "guided").against
+
+
 def test_without_a_partner_for_every_seed_nothing_is_compared() -> None:
     rows = [row("student", seed, 30.0) for seed in range(3)]
     rows += [row(name, seed, 20.0) for name in ("fine-tuned", "oracle") for seed in (0, 2)]

@@ -1,24 +1,26 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from raydelta.config import load_config, override
+from raydelta.config import Config, load_config, override
 from raydelta.data.prepare import prepare_data
 from raydelta.data.shards import read_manifest
 from raydelta.data.simulator.dataset import simulate_dataset
 from raydelta.deploy.model import load
 from raydelta.errors import UserError
+from raydelta.recipes import Kind
 from raydelta.results.evaluate import evaluate
 from raydelta.results.report import report
 from raydelta.results.runs import find_leftovers, list_runs, resolve_run
 from raydelta.results.sweep import read_sweep, read_trials
 from raydelta.results.table import read_table
-from raydelta.search_space import DEFAULT_METHODS
+from raydelta.search_space import DEFAULT_METHODS, Space
 from raydelta.storage.files import shown
-from raydelta.training.job import make_job
-from raydelta.tuning.tune import in_waves, tune
+from raydelta.training.job import make_job, record_methods
+from raydelta.tuning.tune import in_waves, list_rows, seeded_experts, tune
 from tests.test_search_space import write_space
 from tests.tiny import TINY, TINY_ARGUMENTS
 
@@ -46,7 +48,7 @@ def test_sweep_table_and_rerun(methods: list[str], seeds: list[int], runs: Path,
     counts = {(row.method, row.seed): (row.labels_train, row.labels_val) for row in tested}
     trained = {"unguided": 0, "oracle": 18}
     validated = {"unguided": 2, "guided": 2}
-    assert counts == {("synthetic only", 0): (0, 0)} | {
+    assert counts == {("synthetic only", seed): (0, 0) for seed in seeds} | {
         (method, seed): (trained.get(method, 4), validated.get(method, 0)) for method in methods for seed in seeds
     }
     trials = json.loads((outcome.directory / "trials.json").read_text())
@@ -98,7 +100,7 @@ def test_a_table_without_a_sweep_trains_parents_first_and_repeats_nothing(
     tested = {(row.method, row.seed, row.labels_train): row for row in outcome.rows if row.images_of == "test"}
     budgeted = ["ensemble", "joint training", "student", "pseudo-labels", "guided, shuffled labels"]
     assert set(tested) == {
-        ("synthetic only", 0, 0),
+        *(("synthetic only", seed, 0) for seed in seeds),
         *((method, seed, labels) for method in budgeted for seed in seeds for labels in budgets),
         *(("translated only", seed, 0) for seed in seeds),
         *(("oracle", seed, 20) for seed in seeds),
@@ -145,12 +147,43 @@ def test_a_run_reads_no_test_image_before_everything_is_trained_and_chosen(
     assert kinds == sorted([*expected, *(name for name in methods if name not in ("unguided", "guided"))])
 
 
-def test_every_job_comes_after_what_it_builds_on(ray_session: None, tmp_path: Path) -> None:
+@pytest.fixture
+def opened(ray_session: None, tmp_path: Path) -> Config:
+    """A config whose data sets lie on disk."""
     config = load_config(overrides=TINY)
     for name in ("synthetic", "real"):
         simulate_dataset("synthetic", tmp_path / name, counts={"train": 4}, width=64, height=32)
         config = override(config, {f"data.{name}": str(tmp_path / name)})
-    jobs = [make_job(kind, config, tmp_path, tmp_path / "expert-1") for kind in ("pseudo-labels", "oracle", "ensemble")]
+    return config
+
+
+@pytest.mark.parametrize(("own", "replayed", "experts"), [(False, False, 2), (True, False, 1), (False, True, 1)])
+def test_every_seed_has_an_expert_unless_it_is_the_users_or_labels_are_bought(
+    own: bool, replayed: bool, experts: int, opened: Config, tmp_path: Path
+) -> None:
+    tree: dict[str, Any] = {"table": {"methods": ["guided"], "seeds": [0, 1]}}
+    if replayed:
+        tree["replay"] = {"budgets": [2, 4]}
+    if own:
+        (tmp_path / "theirs.pt2").write_bytes(b"a network of theirs")
+        opened = override(opened, {"expert.model": str(tmp_path / "theirs.pt2")})
+    first = make_job("expert", opened, tmp_path)
+    searched = override(opened, {"augment.crop": 0.9})
+    found = seeded_experts(Space(**tree), searched, first)
+    assert list(found) == [0, 1] and found[0].directory == first.directory
+    assert len({job.directory for job in found.values()}) == experts
+    rows = list_rows(Space(**tree), searched, found)
+    assert {job.expert for _, job in rows if job.kind != "expert"} == {job.directory for job in found.values()}
+    record_methods(tmp_path, searched, first.directory)
+    named = json.loads((tmp_path / "methods.json").read_text())
+    assert {named[method]["stage"] for method in ("synthetic only", "guided")} == {
+        job.directory.name for _, job in rows if job.config.seed == 0
+    }
+
+
+def test_every_job_comes_after_what_it_builds_on(opened: Config, tmp_path: Path) -> None:
+    kinds: tuple[Kind, ...] = ("pseudo-labels", "oracle", "ensemble")
+    jobs = [make_job(kind, opened, tmp_path, tmp_path / "expert-1") for kind in kinds]
     waves = [[job.kind for job in wave] for wave in in_waves(jobs)]
     assert waves == [["translator", "oracle"], ["student"], ["pseudo-labels"]]
 
