@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydelta.config import GeneratorConfig
-from raydelta.networks.layers import Conv2d, ConvTranspose2d, initialise, normalise
+from raydelta.networks.layers import Conv2d, ConvTranspose2d, FoldedConv2d, initialise, normalise
 
 
 class Generator(nn.Module):
@@ -18,7 +18,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         width, self.identity_start = config.width, config.identity_start
-        self.first = Conv2d(3, width, 7, bias=False)
+        self.first = FoldedConv2d(3, width, 7, bias=False)
         self.down = nn.ModuleList(
             [
                 Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
@@ -32,7 +32,7 @@ class Generator(nn.Module):
                 ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=False),
             ]
         )
-        self.last = Conv2d(width, 3, 7)
+        self.last = FoldedConv2d(width, 3, 7)
         initialise(self)
         if self.identity_start:
             nn.init.zeros_(self.last.weight)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from raydelta.config import DiscriminatorConfig, GeneratorConfig, SegmenterConfig, load_config
 from raydelta.errors import UserError
 from raydelta.networks import Discriminator, Generator, build_segmenter
-from raydelta.networks.layers import Conv2d, ConvTranspose2d, normalise
+from raydelta.networks.layers import Conv2d, ConvTranspose2d, FoldedConv2d, normalise
 from raydelta.networks.lean import GridMean
 
 torch.set_num_threads(1)
@@ -150,6 +150,21 @@ def test_cast_layers_compute_what_torchs_do() -> None:
 
 def is_named_like(error: UserError, *words: str) -> bool:
     return all(word in str(error) for word in words)
+
+
+@pytest.mark.parametrize(("inner", "outer", "kernel"), [(12, 3, 7), (3, 4, 7), (2, 5, 3)])
+def test_a_folded_convolution_is_the_plain_one(inner: int, outer: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, inner, 18, 26, dtype=torch.float64, requires_grad=True)
+    folded, plain = FoldedConv2d(inner, outer, kernel).double(), nn.Conv2d(inner, outer, kernel).double()
+    plain.load_state_dict(folded.state_dict())
+    gradients = []
+    for layer in (folded, plain):
+        scores = layer(images)
+        weights = torch.linspace(-1, 1, scores.numel(), dtype=torch.float64).view_as(scores)
+        gradients.append([scores, *torch.autograd.grad((weights * scores).sum(), [images, *layer.parameters()])])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_segmenter_gives_logits_of_the_images_size() -> None:
