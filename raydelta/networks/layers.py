@@ -19,9 +19,9 @@ class Conv2d(nn.Conv2d):
 class FoldedConv2d(nn.Conv2d):
     """The same for a kernel of odd size, stride 1 and an input of even height and width, on blocks of 2×2 pixels.
 
-    A block is one place with four times the channels, and the kernel is laid out for each pixel of a block. The sums are
-    those of ``Conv2d``. Three channels fill a fifth of a CPU's vector: forward and backward of a generator's last layer
-    take a quarter of the time in bf16, half of it in fp32.
+    A block is one place with four times the channels, and the kernel is laid out for each pixel of a block: the sums
+    are those of ``Conv2d``. Three channels alone leave most of a CPU's vector empty, so a generator's last layer takes
+    a quarter of the time in bf16, half of it in fp32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
