@@ -62,7 +62,7 @@ def main() -> None:
     networks = Networks(
         r2s=lambda x: r2s(x.to(place.dtype)).float().clamp(-1, 1),
         s2r=lambda x: r2s(x.to(place.dtype)).float(),  # as large as the other one
-        expert=lambda x: ((logits := expert(x.to(place.dtype)).float()), [logits]),
+        see=lambda x: ((logits := expert(x.to(place.dtype)).float()), [logits]),
     )
 
     def through(use: Callable[[View], object]) -> Callable[[], None]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raydelta.results.report import report as report
     from raydelta.selection.select import select as select
     from raydelta.tuning.single import train_expert as train_expert
+    from raydelta.tuning.single import train_row as train_row
     from raydelta.tuning.single import train_translator as train_translator
     from raydelta.tuning.tune import tune as tune
 
@@ -33,6 +34,7 @@ _HOMES = {
     "report": "results.report",
     "select": "selection.select",
     "train_expert": "tuning.single",
+    "train_row": "tuning.single",
     "train_translator": "tuning.single",
     "tune": "tuning.tune",
 }

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 from raydelta.config import Positive, Section, Share, load_config
 from raydelta.errors import UserError
 from raydelta.parsing import merge, nest, parse_override, read_yaml, validated
-from raydelta.recipes import MethodName, find_method
+from raydelta.recipes import METHODS, RECIPES, MethodName, find_method
 
 SPACES = Path(__file__).parent / "tune_spaces"
 SEARCHABLE = ("labels", "augment", "generator", "discriminator", "translator", "guidance", "cycle")
@@ -136,9 +136,15 @@ StrategyName = Literal[
 ]
 """How photographs are chosen; what each is stands in ``strategies.STRATEGIES``."""
 
+TRANSLATING: tuple[StrategyName, ...] = ("disagreement", "committee", "reconstruction")
+"""Strategies that compare translations: a translator chooses with them."""
+
 
 class ReplayConfig(Section):
-    """Labels bought round by round, on photographs whose labels are known, in place of seeded ones for the table."""
+    """Labels bought round by round, on photographs whose labels are known, in place of seeded ones for the table.
+
+    The first method of the table chooses.
+    """
 
     strategies: tuple[StrategyName, ...] = ("random", "combined")
     budgets: Annotated[tuple[Positive, ...], Field(min_length=2)] = (8, 16, 32, 64)  # labels after each round
@@ -174,7 +180,25 @@ class Space(Section):
         unbought = set(self.table.methods) & {"unguided", "translated only", "oracle"}
         if self.replay is not None and unbought:
             raise ValueError(f"table.methods: {', '.join(sorted(unbought))}: a replay compares what bought labels do")
+        if self.replay is not None:
+            self._check_chooser(self.replay, self.table.methods[0])
         return self
+
+    @staticmethod
+    def _check_chooser(replay: ReplayConfig, method: MethodName) -> None:
+        recipe = RECIPES[METHODS[method].kind]
+        if recipe.section == "adaptation" or recipe.members or recipe.labels != "budget":
+            raise ValueError(f"table.methods: {method} is the first, so it chooses, but no label teaches it")
+        if recipe.section == "translator":
+            return
+        if replay.steps is not None:
+            raise ValueError(f"replay.steps = {replay.steps}: {method} is trained anew in every round; leave it out")
+        taking = [name for name in replay.strategies if name in TRANSLATING]
+        if taking:
+            raise ValueError(
+                f"replay.strategies: {', '.join(taking)}: compare translations; name a translator, such as guided, "
+                "first under table.methods: it chooses"
+            )
 
     @model_validator(mode="after")
     def _searchable(self) -> Self:

@@ -17,8 +17,9 @@ PUBLIC = {
     "load_config": ["preset", "file", "overrides"],
     "predict": ["run", "inputs", "out", "method", "taxonomy", "kinds", "batch", "window"],
     "report": ["run", "trust"],
-    "select": ["run", "count", "strategy", "out", "grid", "window", "trust"],
+    "select": ["run", "count", "strategy", "method", "out", "grid", "window", "trust"],
     "train_expert": ["config", "runs"],
+    "train_row": ["row", "config", "runs"],
     "train_translator": ["config", "runs"],
     "tune": ["space", "overrides", "preset", "config_file", "runs", "resume", "announce"],
 }

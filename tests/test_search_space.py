@@ -41,6 +41,18 @@ def test_the_default_space_searches_what_the_readme_says() -> None:
     ("changes", "message"),
     [
         ({"replay": {"budgets": [8, 8]}}, r"replay.budgets = \[8, 8\]: every round has to add labels"),
+        (
+            {"replay": {}, "table": {"methods": ["blended"]}},
+            "table.methods: blended is the first, so it chooses, but no label",
+        ),
+        (
+            {"replay": {"steps": 3}, "table": {"methods": ["joint training"]}},
+            "replay.steps = 3: joint training is trained anew",
+        ),
+        (
+            {"replay": {"strategies": ["random", "committee"]}, "table": {"methods": ["joint training", "guided"]}},
+            "replay.strategies: committee: compare translations; name a translator",
+        ),
         ({"replay": {"strategies": ["best"]}}, "'best': Input should be 'combined', 'random'"),
         ({"replay": {}, "table": {"budgets": [8]}}, "table.budgets: replay.budgets says how many labels there are"),
         (

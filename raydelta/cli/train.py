@@ -1,6 +1,7 @@
 """Trainings and what lies in the output directory: tune, train, init, runs, evaluate, report."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,6 @@ from raydelta.cli.options import (
 from raydelta.errors import UserError, printable
 
 app = typer.Typer()
-train_app = typer.Typer(help="Train one network on Ray.", no_args_is_help=True)
-app.add_typer(train_app, name="train")
 
 
 @app.command()
@@ -168,29 +167,14 @@ def _prune(runs: str, yes: bool) -> None:
         print(f"freed {prune(leftovers) / 2**20:.0f} MiB")
 
 
-@train_app.command("expert")
-def train_expert_command(
-    overrides: Overrides = None,
-    synthetic: Synthetic = None,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    runs: Runs = "runs",
-) -> None:
-    """Train the expert on the synthetic images, or find it if it was trained before."""
-    from raydelta.parsing import parse_override
-    from raydelta.storage.bucket import open_runs
-    from raydelta.storage.files import shown
-    from raydelta.tuning.single import train_expert
-    from raydelta.tuning.start import export_own_code, start
-
-    fields = dict(map(parse_override, data_overrides(synthetic, None) + (overrides or [])))
-    output = open_runs(runs, write=True)
-    fields = export_own_code(fields, output)
-    print(shown(train_expert(start(fields, preset, config or project_file(), announce).config, output).directory))
-
-
-@train_app.command("translator")
-def train_translator_command(
+@app.command("train", no_args_is_help=True)
+def train_command(
+    row: Annotated[
+        str,
+        typer.Argument(
+            help="expert, translator (as the settings say), or a row of the table: joint-training, taught, …"
+        ),
+    ],
     overrides: Overrides = None,
     synthetic: Synthetic = None,
     real: Real = None,
@@ -198,17 +182,21 @@ def train_translator_command(
     config: ConfigFile = None,
     runs: Runs = "runs",
 ) -> None:
-    """Train one translator with these settings (and the expert first, if need be)."""
+    """Train one network with these settings on Ray, and what it builds on first, unless these were trained before."""
+    if row == "expert" and real is not None:
+        raise UserError(f"--real {real}: the expert sees no photographs; leave it out")
     from raydelta.parsing import parse_override
     from raydelta.storage.bucket import open_runs
     from raydelta.storage.files import shown
-    from raydelta.tuning.single import train_translator
+    from raydelta.tuning import single
     from raydelta.tuning.start import export_own_code, start
 
     fields = dict(map(parse_override, data_overrides(synthetic, real) + (overrides or [])))
     output = open_runs(runs, write=True)
-    fields = export_own_code(fields, output)
-    print(shown(train_translator(start(fields, preset, config or project_file(), announce).config, output).directory))
+    settings = start(export_own_code(fields, output), preset, config or project_file(), announce).config
+    trainings = {"expert": single.train_expert, "translator": single.train_translator}
+    train = trainings.get(row, partial(single.train_row, row))
+    print(shown(train(settings, output).directory))
 
 
 @app.command()

@@ -33,7 +33,10 @@ def _check_count(context: typer.Context, count: int | None) -> int | None:
 @app.command()
 def select(
     run: Annotated[
-        str, typer.Argument(help="A finished translator, or a sweep: its best one; directory, name or 'latest'.")
+        str,
+        typer.Argument(
+            help="A finished training that labels teach, or a sweep: its best translator; directory, name or 'latest'."
+        ),
     ],
     count: Annotated[
         int | None,
@@ -61,6 +64,9 @@ def select(
         ),
     ] = False,
     sets: Annotated[int, typer.Option(min=2, help="With --headroom: how many random label sets.")] = 16,
+    method: Annotated[
+        str | None, typer.Option(help="Which row of a sweep's table chooses, and will be trained: joint-training, …")
+    ] = None,
     runs: Runs = "runs",
     trust: Trust = False,
     as_json: Json = False,
@@ -76,13 +82,13 @@ def select(
     if headroom:
         from raydelta.selection.headroom import measure_headroom
 
-        found = measure_headroom(directory, count, sets, _announce, trust=trust)
+        found = measure_headroom(directory, count, sets, _announce, method=method, trust=trust)
         print(found.model_dump_json(indent=1) if as_json else "\n".join(found.lines()))
         return
     assert count is not None  # _check_count
     from raydelta.selection.select import select
 
-    chosen = select(directory, count, strategy, out=out, grid=grid, window=window, trust=trust)
+    chosen = select(directory, count, strategy, method=method, out=out, grid=grid, window=window, trust=trust)
     if as_json:
         print_as_json(chosen)
         return

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from raydelta.errors import UserError
 from raydelta.parsing import read_json_file
-from raydelta.recipes import METHODS, RECIPES
+from raydelta.recipes import METHODS, RECIPES, short_name
 from raydelta.results import sections
 from raydelta.results.charts import CURVES, to_json
 from raydelta.results.gallery import draw_gallery_here
@@ -220,9 +220,8 @@ def _unfinished_page(run: Path) -> Page:
 def _add_training_commands(page: Page, run: Path, kind: str, config: Path | None) -> None:
     if config is not None and config.exists():
         runs = run.parent.parent if run.parent.name == "unfinished" else run.parent
-        if kind in ("expert", "translator"):
-            command = ["raydelta", "train", kind, "--runs", shown(runs), "--config", shown(config)]
-            page.commands.append(("The training again", shlex.join(command)))
+        command = ["raydelta", "train", short_name(kind), "--runs", shown(runs), "--config", shown(config)]
+        page.commands.append(("The training again", shlex.join(command)))
         page.files.append(("The config", read_text(config)))
     page.commands.append(("This page again", shlex.join(["raydelta", "report", shown(run)])))
 

@@ -22,6 +22,7 @@ from raydelta.data.shards import is_plain, read_rows
 from raydelta.data.taxonomy import IGNORE
 from raydelta.data.writing import encode_jpeg
 from raydelta.errors import UserError
+from raydelta.recipes import short_name
 from raydelta.selection.tools import IMAGES, STUDIO, Task, write_tasks
 from raydelta.storage.files import shown, write_atomically
 from raydelta.training.job import Job, label_ids
@@ -155,12 +156,18 @@ def bought_then(job: Job, choices: Sequence[Choice], grid: Grid | None) -> dict[
 
 
 def training_arguments(job: Job, choices: Sequence[Choice]) -> list[str]:
-    """What the next training takes beside its data set and ``labels.ids``."""
+    """What the next ``raydelta train`` takes beside its data set and ``labels.ids``."""
     train, validation = label_ids(job)
     budget = len({*train, *(choice.id for choice in choices)})
-    arguments = ["--runs", shown(job.directory.parent), "--config", shown(job.directory / "checkpoint" / "config.yaml")]
+    arguments = [
+        short_name(job.kind),
+        "--runs",
+        shown(job.directory.parent),
+        "--config",
+        shown(job.directory / "checkpoint" / "config.yaml"),
+    ]
     arguments += [f"labels.budget={budget}", f"labels.validation={len(validation)}"]
-    if job.config.guidance.weight == 0:  # an unguided translator would leave the labels unused
+    if job.kind == "translator" and job.config.guidance.weight == 0:  # it would leave the labels unused
         arguments.append(f"guidance.weight={GuidanceConfig().weight}")
     return arguments
 
@@ -172,4 +179,6 @@ def training_command(directory: Path, arguments: Sequence[str], real: str | None
         real: the data set that holds the new labels; None: the run's own does.
     """
     data = ["--real", real] if real is not None else []
-    return shlex.join(["raydelta", "train", "translator", *data, *arguments, f"labels.ids={directory / 'labels.yaml'}"])
+    old = not arguments or arguments[0].startswith("-")  # of an older version, which trained translators only
+    row, *others = ["translator", *arguments] if old else arguments
+    return shlex.join(["raydelta", "train", row, *data, *others, f"labels.ids={directory / 'labels.yaml'}"])

@@ -27,7 +27,7 @@ from raydelta.errors import UserError
 from raydelta.progress import Progress, clock
 from raydelta.recipes import METHODS, MethodName
 from raydelta.results.evaluate import evaluate_on_ray
-from raydelta.selection.select import find_translator
+from raydelta.selection.select import find_learner
 from raydelta.storage.files import write_atomically
 from raydelta.training.assemble import open_large_sets
 from raydelta.training.job import Job, check_trust, label_ids, make_job
@@ -122,20 +122,22 @@ def measure_headroom(
     sets: int = SETS,
     announce: Callable[[str], None] = print,
     *,
+    method: str | None = None,
     trust: bool = False,
 ) -> Headroom:
     """Train random label sets of a run's budget alike, evaluate them, and write ``headroom.json`` into its directory.
 
     Args:
-        run: the directory of a finished translator, or of a sweep: its best one. Its data and settings are taken.
+        run: the directory of a finished training that labels teach, or of a sweep. Its data and settings are taken.
         budget: labels in a set; the run's own if None.
         announce: is told what it will cost before it starts.
+        method: which row of a sweep; its best translator, if None.
         trust: open its data sets also at addresses that no command of yours has named.
 
     Raises:
         UserError: too few labels are known for the sets to differ, or no labelled test images are there.
     """
-    job = find_translator(run)
+    job = find_learner(run, method)
     check_trust(job, trust)
     if evaluation_split(read_manifest(job.config.data.real)) is None:
         raise UserError(f"{job.config.data.real}: has no labelled test split to compare label sets on")

@@ -1,7 +1,7 @@
 """Scores of a pool of photographs: the networks look at every photograph once, over a Ray Data actor pool.
 
 Only scores and small feature vectors come back, so memory does not grow with the pixels. No label is read. Scores are
-saved beside the translator as they come: a selection that was killed goes on from there, and one of another size asks
+saved beside the training as they come: a selection that was killed goes on from there, and one of another size asks
 the networks nothing.
 """
 
@@ -120,24 +120,28 @@ def _predict_here(job: Job, ids: list[str]) -> dict[str, NDArray[np.uint8]]:
 
 
 def load_networks(job: Job, place: Place, student: bool = False) -> Networks:
-    """The networks of a finished translator on the place's device, and the student trained beside it if asked for.
+    """The networks of a finished training on the place's device, and the student trained beside it if asked for.
 
     Raises:
         UserError: there is no such student.
     """
-    assert job.expert is not None
-    segmenter = freeze(load_segmenter(job.expert, job.classes)).to(place.device, place.dtype)
+    translates = job.kind == "translator"
+    directory = job.expert if translates else job.directory
+    assert directory is not None
+    segmenter = freeze(load_segmenter(directory, job.classes)).to(place.device, place.dtype)
     encoder = getattr(segmenter, "encoder", None)  # an expert of the user's may have none
     layers: list[list[Tensor]] = []
     if isinstance(encoder, nn.Module):
         encoder.register_forward_hook(lambda module, arguments, found: layers.append(found))
 
-    def expert(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def see(images: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits = segmenter(images.to(place.dtype)).float()
         return logits, [layer.float() for layer in layers.pop()] if layers else [logits]
 
+    if not translates:
+        return Networks(see)
     r2s, s2r = (load_generator(job.directory, name, place) for name in ("r2s_ema", "s2r_ema"))
-    return Networks(r2s, s2r, expert, load_model(find_student(job), place).predict if student else None)
+    return Networks(see, r2s, s2r, load_model(find_student(job), place).predict if student else None)
 
 
 STUDENTS: tuple[Kind, ...] = ("joint training", "mean teacher", "student", "mean teacher, translated")

@@ -1,4 +1,4 @@
-"""``raydelta select``: choose what to label next for a finished translator, and write it for labelling tools.
+"""``raydelta select``: choose what to label next for a finished training, and write it for labelling tools.
 
 The pool are the photographs of the training split whose label the run has not used. No label is read, and no other
 split.
@@ -21,6 +21,7 @@ from raydelta.data.price import Price
 from raydelta.data.shards import Sample, list_ids
 from raydelta.errors import UserError
 from raydelta.results.runs import resolve_run
+from raydelta.search_space import TRANSLATING
 from raydelta.selection.batch import choose_batch, choose_typical, stride_over_time
 from raydelta.selection.files import Choice, training_arguments, training_command, write_selection
 from raydelta.selection.scoring import predict_pool, score_pool
@@ -52,24 +53,27 @@ def select(
     count: int,
     strategy: str = "random",
     *,
+    method: str | None = None,
     out: Path | None = None,
     grid: Grid | None = None,
     window: int = WINDOW,
     trust: bool = False,
 ) -> Selection:
-    """Choose what to label next for a finished translator, and write it.
+    """Choose what to label next for a finished training, and write it.
 
     Args:
-        run: directory, address or name of a translator, or of a sweep: its best one; or ``latest``.
+        run: directory, address or name of a translator or of a segmenter trained on labels (joint training, …), or of
+            a sweep; or ``latest``.
         count: images, or with a grid cells.
+        method: which row of a sweep; its best translator, if None.
         out: output directory; by default one in the run's directory.
         grid: columns and rows of the cells that are chosen in place of whole images; a strategy for cells has its own.
         trust: open its data sets also at addresses that no command of yours has named.
 
     Raises:
-        UserError: no translator, no such strategy, or a pool too small.
+        UserError: nothing that labels train, no such strategy, or a pool too small.
     """
-    job = find_translator(resolve_run(run))
+    job = find_learner(resolve_run(run), method)
     check_trust(job, trust)
     find_strategy(strategy)
     grid = grid or default_grid(job, strategy)
@@ -89,15 +93,18 @@ def select(
     return Selection(choices, directory, price, command)
 
 
-def find_translator(run: Path) -> Job:
-    """The job of a finished translator, or of the best one of a sweep.
+def find_learner(run: Path, method: str | None = None) -> Job:
+    """The job of a finished training that labels teach, or of a row of a sweep: its best translator, if None.
 
     Raises:
         UserError: the directory is neither.
     """
-    job = find_job(run)
-    if job.kind != "translator":
-        raise UserError(f"{run}: is a finished {job.kind}; selection needs a translator (raydelta train translator)")
+    job = find_job(run, method)
+    if job.recipe.section not in ("translator", "student") or job.recipe.members:
+        raise UserError(
+            f"{run}: is a finished {job.kind}, which no label teaches; choose with a translator or with a segmenter "
+            "trained on labels (raydelta train joint-training)"
+        )
     return job
 
 
@@ -195,6 +202,10 @@ def choose(
     method = find_strategy(strategy)
     if method.whole and grid != (1, 1):
         raise UserError(f"strategy {strategy!r} compares whole images: leave --regions out, or take another one")
+    if strategy in TRANSLATING and job.kind != "translator":
+        raise UserError(
+            f"strategy {strategy!r} compares translations, and {job.directory.name} is no translator: take another one"
+        )
     weights = torch.ones(job.classes)
     samples = sorted(list_ids(job.config.data.real, "train"))
     pool = {sample.id: sample for sample in list_pool(job, grid)}

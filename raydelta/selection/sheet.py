@@ -24,7 +24,8 @@ ROWS = 24
 def draw_selection(
     job: Job, choices: Sequence[Choice], strategy: str, grid: Grid | None, weights: Tensor, path: Path
 ) -> None:
-    """Real, translated, prediction and, where the strategy looks at pixels, heat map and score of the first choices."""
+    """Real, translated if it is, prediction and, where the strategy looks at pixels, heat map and score: the first
+    choices."""
     run_remote(_draw_here, job, choices[:ROWS], strategy, grid, weights, path)
 
 
@@ -46,10 +47,11 @@ def _draw_here(
             )
             if grid:
                 real = outline(real, cell_box(choice.cell, grid, size))
-            rows.append([real, translated, colourise(view.classes[0].byte().cpu().numpy(), taxonomy)])
+            shown = [real, translated] if networks.r2s is not None else [real]
+            rows.append([*shown, colourise(view.classes[0].byte().cpu().numpy(), taxonomy)])
             if method.looks:
                 heats.append((method.heat(view) * weights.to(place.device)[view.classes])[0].cpu().numpy())
-    titles = ["real", "translated", "prediction"]
+    titles = ["real", *["translated"] * (networks.r2s is not None), "prediction"]
     captions = [f"{rank}.  {choice.id}" for rank, choice in enumerate(choices, 1)]
     if method.looks:
         hottest = float(np.quantile(heats, 0.99)) or 1.0  # one pixel must not leave all others dark

@@ -25,11 +25,12 @@ NEIGHBOURHOOD = 20
 
 @dataclass(frozen=True)
 class Networks:
-    """A trained translator: functions of images (N, 3, H, W) in [-1, 1]."""
+    """A trained translator with its expert, or a segmenter for photographs: functions of images (N, 3, H, W) in
+    [-1, 1]."""
 
-    r2s: Callable[[Tensor], Tensor]
-    s2r: Callable[[Tensor], Tensor]
-    expert: Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # fp32 logits (N, C, H, W), features (N, F, h, w) by layer
+    see: Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # fp32 logits (N, C, H, W), features (N, F, h, w) by layer
+    r2s: Callable[[Tensor], Tensor] | None = None  # None: photographs are seen as they are
+    s2r: Callable[[Tensor], Tensor] | None = None
     student: Callable[[Tensor], Tensor] | None = None  # fp32 logits; for ``committee`` alone
 
 
@@ -45,12 +46,12 @@ class View:
 
     @cached_property
     def translated(self) -> Tensor:
-        """R2S(x), (N, 3, H, W)."""
-        return self._networks.r2s(self.images)
+        """R2S(x), (N, 3, H, W); x where nothing translates."""
+        return self._networks.r2s(self.images) if self._networks.r2s is not None else self.images
 
     @cached_property
     def _seen(self) -> tuple[Tensor, list[Tensor]]:
-        return self._networks.expert(self.translated)
+        return self._networks.see(self.translated)
 
     @property
     def logits(self) -> Tensor:
@@ -84,11 +85,12 @@ class View:
     @property
     def untranslated(self) -> Tensor:
         """E(x), (N, C, H, W)."""
-        return self._networks.expert(self.images)[0]
+        return self._networks.see(self.images)[0]
 
     @property
     def cycled(self) -> Tensor:
         """S2R(R2S(x)), (N, 3, H, W)."""
+        assert self._networks.s2r is not None
         return self._networks.s2r(self.translated)
 
 

@@ -1,14 +1,16 @@
-"""One training by itself: ``raydelta train expert`` and ``raydelta train translator``."""
+"""One training by itself: ``raydelta train``."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raydelta.compute.asked import addresses_of, remember
 from raydelta.compute.cluster import ensure_ray
-from raydelta.config import Config, without_tracking
+from raydelta.config import Config, override, without_tracking
 from raydelta.data.prepare import check_data, prepare_data
+from raydelta.errors import UserError
 from raydelta.parsing import flatten
 from raydelta.progress import Progress
+from raydelta.recipes import METHODS, RECIPES, Kind, find_method
 from raydelta.storage.bucket import open_runs
 from raydelta.training.curve import losses_of
 from raydelta.training.job import Job, make_job
@@ -54,7 +56,30 @@ def train_translator(config: Config, runs: str | Path = "runs") -> Job:
     return _train("translator", config, runs)
 
 
-def _train(kind: Literal["expert", "translator"], config: Config, runs: str | Path) -> Job:
+def train_row(row: str, config: Config, runs: str | Path = "runs") -> Job:
+    """Train a row of the table, such as ``joint training``, and what it builds on, unless these were trained before.
+
+    Args:
+        row: as the table names it, or short: ``joint-training``; it sets its own fields of the config.
+        config: from ``load_config``.
+        runs: output directory, or a bucket (``s3://bucket/runs``).
+
+    Returns:
+        the finished job; its ``directory`` holds the checkpoint.
+
+    Raises:
+        UserError: as ``train_translator``, or there is no such row, or it is an ensemble, which trains nothing itself.
+        TrainingError: a loss is not finite.
+    """
+    name = find_method(row)
+    method = METHODS[name]
+    if members := RECIPES[method.kind].members:
+        rows = ["guided" if member == "translator" else member for member in members]
+        raise UserError(f"{name} is made of {' and '.join(rows)}, and trains nothing itself: train these")
+    return _train(method.kind, override(config, method.overrides), runs)
+
+
+def _train(kind: Kind, config: Config, runs: str | Path) -> Job:
     remember(addresses_of(config).values())  # a program has named them, or a command that has checked them
     check_data(config)
     runs = open_runs(runs, write=True).resolve()

@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from raydelta.config import override
+from raydelta.recipes import MethodName
 from raydelta.results.evaluate import evaluate_job
 from raydelta.results.label_curve import area, format_area, format_clicks, format_saving, labels_for, sum_up
 from raydelta.results.table import read_table
@@ -161,7 +162,7 @@ def test_a_committee_has_its_student_before_it_chooses(trained: dict[str, Job]) 
     settings = ReplayConfig(strategies=("committee",), budgets=(3, 5), window=1)
     config = override(trained["translator"].config, {"labels.validation": 1, "labels.budget": 3, "seed": 7})
     students = set(expert.directory.parent.glob("joint-training-*/stage.json"))
-    jobs = replay(settings, [7], ["fine-tuned"], config, expert, train_all)
+    jobs = replay(settings, [7], ["guided", "fine-tuned"], config, expert, train_all)
     train_all([job for _, job in jobs])
     rows = [row for name, job in jobs for row in evaluate_job(name, job) if row.split == "test"]
     assert {(row.method, row.labels_train) for row in rows} >= {
@@ -169,6 +170,15 @@ def test_a_committee_has_its_student_before_it_chooses(trained: dict[str, Job]) 
         ("fine-tuned, committee", 5),
     }
     assert set(expert.directory.parent.glob("joint-training-*/stage.json")) - students
+
+
+def test_what_sets_the_first_method_apart_is_not_passed_on(trained: dict[str, Job]) -> None:
+    settings = ReplayConfig(strategies=("random",), budgets=(3, 5), window=1)
+    config = override(trained["translator"].config, {"labels.validation": 1, "labels.budget": 3})
+    methods: list[MethodName] = ["mean teacher, two views", "mean teacher"]
+    jobs = dict(replay(settings, [0], methods, config, trained["expert"], lambda jobs: None))
+    assert [job.config.self_training.views for job in jobs.values()] == [2, 1]
+    assert len({tuple(label_ids(job)[0]) for job in jobs.values()}) == 1
 
 
 def test_cells_buy_as_many_pixels_as_images_and_every_round_is_trained_anew(trained: dict[str, Job]) -> None:

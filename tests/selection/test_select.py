@@ -25,6 +25,7 @@ from raydelta.data.streams import load_images
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_label
 from raydelta.errors import UserError
+from raydelta.search_space import TRANSLATING
 from raydelta.selection.bought import read_order
 from raydelta.selection.files import bought_then
 from raydelta.selection.rle import decode_mask
@@ -34,7 +35,7 @@ from raydelta.selection.select import (
     check_count,
     choose,
     default_grid,
-    find_translator,
+    find_learner,
     list_pool,
     select,
 )
@@ -449,19 +450,49 @@ def test_without_any_label_everything_is_the_pool(translator: Job, folder: Path)
         check_count(job, REAL + 1, (1, 1))
 
 
-def test_what_is_no_translator_is_refused(translator: Job, tmp_path: Path) -> None:
+def test_what_no_label_teaches_is_refused(translator: Job, tmp_path: Path) -> None:
     assert translator.expert is not None
-    with pytest.raises(UserError, match="is a finished expert; selection needs a translator"):
-        find_translator(translator.expert)
+    with pytest.raises(UserError, match="is a finished expert, which no label teaches; choose with a translator or"):
+        find_learner(translator.expert)
     with pytest.raises(UserError, match="not a finished training"):
-        find_translator(tmp_path)
+        find_learner(tmp_path)
 
 
 def test_a_sweep_leads_to_its_best_translator(translator: Job) -> None:
     sweep = translator.directory.parent / "tune-laptop-1"
     sweep.mkdir()
     save_config(translator.config, sweep / "best.yaml")
-    assert find_translator(sweep) == translator
+    assert find_learner(sweep) == translator
+    assert find_learner(sweep, "joint-training").kind == "joint training"
+
+
+def test_a_student_chooses_as_it_sees_and_is_trained_next(ray_session: None, translator: Job, tmp_path: Path) -> None:
+    job = read_job(
+        make_job("joint training", translator.config, translator.directory.parent, translator.expert).directory
+    )
+    batch = pixels_of(job)
+    logits = load_model(job, Place(torch.device("cpu"))).predict(to_float(torch.from_numpy(batch["pixels"])))
+    logs = logits.log_softmax(1)
+    expected = -(logs.exp() * logs).sum(1).mean((1, 2)) / np.log(CLASSES)
+    assert np.allclose(Scorer(job, "entropy", (1, 1))(batch)["scores"][:, 0], expected.detach(), atol=1e-5)
+    theirs = Scorer(translator, "typical", (1, 1))(batch)["features"]
+    own = Scorer(job, "typical", (1, 1))(batch)["features"]
+    assert own.shape == theirs.shape and not np.allclose(own, theirs)
+
+    found = select(job.directory, 2, "typical", out=tmp_path / "chosen", window=1)
+    assert {choice.id for choice in found.choices} <= unused(job)
+    assert found.command.startswith("raydelta train joint-training --runs") and "labels.budget=6" in found.command
+    assert Image.open(tmp_path / "chosen" / "sheet.png").width < Image.open(sheet_of(translator, tmp_path)).width
+    for strategy in TRANSLATING:
+        with pytest.raises(
+            UserError, match=f"'{strategy}' compares translations, and joint-training-.* is no translator"
+        ):
+            choose(job, 2, strategy)
+
+
+def sheet_of(job: Job, folder: Path) -> Path:
+    select(job.directory, 2, "typical", out=folder / "other", window=1)
+    return folder / "other" / "sheet.png"
 
 
 def test_ids_that_the_set_does_not_know_stop_a_training(translator: Job, tmp_path: Path) -> None:

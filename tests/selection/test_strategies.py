@@ -43,7 +43,7 @@ def look(translated: Tensor, untranslated: Tensor | None = None, shift: float = 
         assert untranslated is not None
         return untranslated
 
-    return View(Networks(lambda x: x + 1, lambda x: x - 1 + shift, expert, student), images)
+    return View(Networks(expert, lambda x: x + 1, lambda x: x - 1 + shift, student), images)
 
 
 def halves(name: str, view: View) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raydelta.config import load_config
+from raydelta.errors import UserError
 from raydelta.training.run import train_here
 from raydelta.training.stage import read_stage
 from raydelta.tuning import single
@@ -29,3 +30,21 @@ def test_a_taught_translator_is_trained_after_its_teacher(tmp_path: Path, monkey
     order = [read_stage(parent.directory) is not None for parent in job.parents]
     assert [parent.kind for parent in job.parents] == ["mean teacher", "translator", "taught student"] and all(order)
     assert single.train_translator(config, tmp_path / "runs").directory == job.directory
+
+
+def test_a_row_of_the_table_is_trained_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "ensure_ray", lambda: None)
+    monkeypatch.setattr(single, "train_on_ray", train_here)
+    sets = {
+        "data.synthetic": write_set(tmp_path / "simulated", "synthetic", [(f"s{n}", "all") for n in range(22)]),
+        "data.real": write_set(tmp_path / "street", "street", REAL_NAMES),
+    }
+    config = load_config(overrides=TINY | STEPS | sets)
+    job = single.train_row("joint-training", config, tmp_path / "runs")
+    assert (job.kind, job.done) == ("joint training", True)
+    two_views = single.train_row("mean teacher, two views", config, tmp_path / "runs")
+    assert two_views.config.self_training.views == 2
+    with pytest.raises(UserError, match="ensemble is made of guided and student, and trains nothing itself"):
+        single.train_row("ensemble", config, tmp_path / "runs")
+    with pytest.raises(UserError, match="no method 'joint': "):
+        single.train_row("joint", config, tmp_path / "runs")
