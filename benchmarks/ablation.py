@@ -10,6 +10,7 @@ without Ray. What is trained is not trained again; the result is written after e
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -68,7 +69,7 @@ def job_of(setting: str, config: Config, expert: Job) -> Job:
     """``mean teacher: a.b=c d.e=f`` → the row's training with these fields."""
     row, _, changes = setting.partition(":")
     method = METHODS[find_method(row.strip())]
-    fields = dict(method.overrides) | dict(map(parse_override, changes.split()))
+    fields = dict(method.overrides) | dict(map(parse_override, shlex.split(changes)))
     return make_job(method.kind, override(config, fields), expert.directory.parent, expert.directory)
 
 
