@@ -187,7 +187,7 @@ class Space(Section):
     @staticmethod
     def _check_chooser(replay: ReplayConfig, method: MethodName) -> None:
         recipe = RECIPES[METHODS[method].kind]
-        if recipe.section == "adaptation" or recipe.members or recipe.labels != "budget":
+        if recipe.labels != "budget" or recipe.members:
             raise ValueError(f"table.methods: {method} is the first, so it chooses, but no label teaches it")
         if recipe.section == "translator":
             return

@@ -100,7 +100,7 @@ def find_learner(run: Path, method: str | None = None) -> Job:
         UserError: the directory is neither.
     """
     job = find_job(run, method)
-    if job.recipe.section not in ("translator", "student") or job.recipe.members:
+    if job.recipe.labels == "none" or job.recipe.members:
         raise UserError(
             f"{run}: is a finished {job.kind}, which no label teaches; choose with a translator or with a segmenter "
             "trained on labels (raydelta train joint-training)"
