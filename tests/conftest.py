@@ -26,7 +26,7 @@ settings.register_profile("long", max_examples=5000, deadline=None, print_blob=T
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Two test processes share two cores: with more threads than cores, all that they compute waits for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Ray takes the mode at its import, which some test modules do at theirs.
 make_token()

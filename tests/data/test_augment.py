@@ -7,8 +7,6 @@ from raydelta.data.augment import build_augment, build_colour
 from raydelta.data.pixels import to_float, to_uint8
 from raydelta.data.taxonomy import IGNORE
 
-torch.set_num_threads(1)
-
 HEIGHT, WIDTH, COUNT = 32, 64, 32
 COLUMN = torch.arange(WIDTH).expand(HEIGHT, WIDTH)
 ROW = torch.arange(HEIGHT)[:, None].expand(HEIGHT, WIDTH)

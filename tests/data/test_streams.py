@@ -33,8 +33,6 @@ from raydelta.data.taxonomy import IGNORE, Taxonomy
 from raydelta.data.writing import encode_label, write_dataset
 from raydelta.errors import UserError
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 SIZE = (32, 16)
 TAXONOMY = Taxonomy(name="three", classes=("a", "b", "c"), palette=((0, 0, 0), (1, 1, 1), (2, 2, 2)))

@@ -12,8 +12,6 @@ from raydelta.networks import Discriminator, Generator, build_segmenter
 from raydelta.networks.layers import Conv2d, ConvTranspose2d, FoldedConv2d, normalise
 from raydelta.networks.lean import GridMean
 
-torch.set_num_threads(1)
-
 SMALL = {"depth": 3, "decoder_channels": (8, 8, 8)}
 
 

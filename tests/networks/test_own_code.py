@@ -16,8 +16,6 @@ from raydelta.tuning.start import export_own_code, start
 from raydelta.tuning.tune import tune
 from tests.sets import write_set
 
-torch.set_num_threads(1)
-
 SOURCE = """
 from pathlib import Path
 import torch

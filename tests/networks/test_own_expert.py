@@ -17,8 +17,6 @@ from raydelta.errors import UserError
 from raydelta.networks.own_expert import load_own_expert
 from raydelta.networks.segmenter import build_segmenter
 
-torch.set_num_threads(1)
-
 CLASSES = ("sky", "road", "car")
 SMALL = SegmenterConfig(architecture="lean", width=6)
 

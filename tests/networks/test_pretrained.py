@@ -16,8 +16,6 @@ from raydelta.config import SegmenterConfig, load_config
 from raydelta.errors import UserError
 from raydelta.networks import build_segmenter
 
-torch.set_num_threads(1)
-
 MEAN, DEVIATION = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 CONVNEXT: dict[str, Any] = {"encoder": "tu-convnext_atto", "depth": 5, "decoder_channels": (8,) * 5}
 DINO: dict[str, Any] = {"architecture": "dpt", "encoder": "tu-vit_small_patch14_dinov2", "depth": 4}

@@ -18,8 +18,6 @@ from raydelta.results.row import Row
 from raydelta.results.table import Summary, format_table, pretrained_note, read_table, spread_of, summarise, write_table
 from raydelta.training.metrics import class_ious, confusion_matrix, mean_iou, subset_means
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 
 

@@ -58,8 +58,6 @@ from tests.sets import (
 )
 from tests.tiny import TINY, UNET
 
-torch.set_num_threads(1)
-
 CLASSES = len(CAMVID11)
 
 

@@ -16,8 +16,6 @@ from raydelta.selection.strategies import (
     rarity_weights,
 )
 
-torch.set_num_threads(1)
-
 CLASSES, HEIGHT, WIDTH = 3, 40, 80
 SURE, UNSURE, OTHER = [9.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 9.0]
 

@@ -4,15 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from raydelta.config import Config, load_config, override
 from raydelta.training.job import Job, make_job
 from raydelta.training.run import train_here
 from tests.sets import REAL_NAMES, STEPS, SYNTHETIC, bought_labels, no_label, write_set
 from tests.tiny import TINY
-
-torch.set_num_threads(1)
 
 Trained = tuple[Job, list[dict[str, Any]]]
 

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from raydelta.training.appearance import build_randomise, swap_amplitude
 
-torch.set_num_threads(1)
-
 HEIGHT, WIDTH, COUNT = 32, 64, 16
 
 

@@ -25,8 +25,6 @@ from raydelta.training.checkpoint import (
     write_checkpoint,
 )
 
-torch.set_num_threads(1)
-
 
 def build_network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)

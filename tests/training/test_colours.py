@@ -7,8 +7,6 @@ from raydelta.networks.colours import Colours
 from raydelta.training.colours import ColourTraining
 from tests.segmenters import build_network
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 
 

@@ -26,8 +26,6 @@ from raydelta.training.trained import load_model, load_segmenter
 from tests.sets import HEIGHT, REAL_NAMES, WIDTH
 from tests.training.conftest import Trained, train_job
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 
 

@@ -23,8 +23,6 @@ from raydelta.training.step import Training
 from raydelta.training.supervised import SegmenterTraining
 from raydelta.training.translator import TranslatorTraining
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 CLASSES, SIZE = 3, 32
 SMALL = (

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from raydelta.data.taxonomy import IGNORE
 from raydelta.training.losses import class_weights, cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
 
-torch.set_num_threads(1)
-
 
 def slope(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, step: float = 1e-2) -> torch.Tensor:
     """Central differences of a scalar function, element by element."""

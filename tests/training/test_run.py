@@ -71,7 +71,6 @@ def report(metrics):
     if metrics["step"] == 3:
         time.sleep(100)
 
-torch.set_num_threads(1)
 train_here(Job.model_validate_json(sys.stdin.read()), report)
 """
 

@@ -19,8 +19,6 @@ from raydelta.training.supervised import Predict
 from raydelta.training.trained import agreement, ensemble
 from tests.segmenters import build_network, colourful
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 
 

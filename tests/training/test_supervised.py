@@ -19,8 +19,6 @@ from raydelta.training.metrics import confusion_matrix
 from raydelta.training.supervised import SegmenterTraining, build_predictor, recalibrate
 from tests.segmenters import CLASSES, build_network, colourful
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 
 

@@ -17,8 +17,6 @@ from raydelta.networks.layers import freeze
 from raydelta.training.losses import dice_loss, dice_sums
 from raydelta.training.translator import ImagePool, TranslatorTraining
 
-torch.set_num_threads(1)
-
 HERE = Place(torch.device("cpu"))
 CLASSES, SIZE = 3, 16
 SMALL = ("generator.width=4", "generator.blocks=1", "discriminator.width=4", "discriminator.layers=1")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from raydelta.config import load_config
 from raydelta.errors import UserError
@@ -12,8 +11,6 @@ from raydelta.training.stage import read_stage
 from raydelta.tuning import single
 from tests.sets import REAL_NAMES, STEPS, write_set
 from tests.tiny import TINY
-
-torch.set_num_threads(1)
 
 
 def test_a_taught_translator_is_trained_after_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
