@@ -130,7 +130,7 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     else:
         training = _build_student(job, classes, labelled, place)
 
-    # Colour is the translator's subject. What is translated or has pseudo-labels is jittered afterwards, in the step.
+    # Colour is the translator's subject. What guides it, is translated or has pseudo-labels is jittered in the step.
     plain = {"real"}
     if job.kind == "translator":
         plain = {"real", "synthetic", "labelled"}
@@ -139,10 +139,11 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
     elif job.kind == "expert" and config.expert.appearance == "plain":
         plain = {"synthetic"}
     unused = {"real", "synthetic"} if job.kind == "translator" else {"real"}
-    zoom = job.recipe.section != "translator"
-    geometry, both = (
-        build_augment(config.augment, data.height, data.width, zoom=zoom, colour=colour) for colour in (False, True)
+    cropped, zoomed, coloured = (
+        build_augment(config.augment, data.height, data.width, zoom=zoom, colour=colour)
+        for zoom, colour in ((False, False), (True, False), (True, True))
     )
+    whole = {"real", "synthetic"} if job.kind == "translator" else set()  # what a discriminator sees keeps its scale
     streams: dict[str, Stream] = {}
     for number, (name, images) in enumerate(sets.items()):
         if isinstance(images, Images):
@@ -151,7 +152,8 @@ def assemble(job: Job, large: Mapping[str, TrainingSet], place: Place) -> Parts:
             streams[name] = RayStream(images, job.batches[name], config.seed, place)
 
     def augment_stream(name: str, images: Tensor, labels: Tensor | None) -> Batch:
-        return (geometry if name in plain else both)(images, None if name in unused else labels)
+        change = cropped if name in whole else zoomed if name in plain else coloured
+        return change(images, None if name in unused else labels)
 
     calibration = _load_calibration(job) if isinstance(training, SegmenterTraining) else None
 

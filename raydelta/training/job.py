@@ -162,6 +162,8 @@ def make_job(kind: Kind, config: Config, runs: Path, expert: Path | None = None)
         inputs["parents"] = list(dict.fromkeys(parents))
         if kind == "translator" and config.guidance.weight == 0:  # labels only validate, guidance is unused
             inputs["guidance"] = None
+        elif kind == "translator":
+            inputs["guided by"] = "images in other colours and sizes"  # not so in stages of older versions
         if (kind == "translator" and config.guidance.weight == 0) or recipe.labels != "budget":
             inputs["labels"] = {"validation": config.labels.validation}
             if config.labels.ids is not None and config.labels.ids.validation:

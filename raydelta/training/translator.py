@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raydelta.compute.device import Place
 from raydelta.config import Config, CycleConfig, GuidanceConfig
+from raydelta.data.augment import build_colour
 from raydelta.data.pixels import Batch
 from raydelta.networks import Discriminator, Generator
 from raydelta.networks.layers import freeze
@@ -39,6 +40,7 @@ class TranslatorTraining(Training):
         self.guidance: GuidanceConfig = config.guidance
         self.cycle: CycleConfig = config.cycle
         self.settings, self.place, self.teacher = config.translator, place, teacher
+        self._jitter = build_colour(config.augment.colour)
         if expert is None and self.guidance.weight > 0:
             raise ValueError("guidance needs an expert")
         self.expert = (
@@ -77,12 +79,14 @@ class TranslatorTraining(Training):
         self._set_rates(done)
         real, synthetic = (batch[name][0].to(self.place.dtype) for name in ("real", "synthetic"))
         weight = self.guidance.weight if done >= self.guidance.start else 0.0
-        real, photographs = real[: len(synthetic)], real[len(synthetic) :]
+        real, photographs = real[: len(synthetic)], batch["real"][0][len(synthetic) :]
         labelled, labels = batch["labelled"] if weight > 0 else (real[:0], None)
-        if labels is not None and self.teacher is not None:
-            with torch.no_grad():
-                pseudo = confident_labels(self.teacher(photographs.float()), self.guidance.confidence)
-            labelled, labels = torch.cat([labelled.to(real.dtype), photographs]), torch.cat([labels, pseudo])
+        if labels is not None:
+            if self.teacher is not None:
+                with torch.no_grad():
+                    pseudo = confident_labels(self.teacher(photographs), self.guidance.confidence)
+                labelled, labels = torch.cat([labelled, photographs]), torch.cat([labels, pseudo])
+            labelled = self._jitter(labelled)
 
         _require_grad(self._discriminators, False)
         loss, terms, fake_real, fake_synthetic = self._generator_loss(real, synthetic, labelled, labels, weight)
