@@ -20,11 +20,12 @@ from raydelta.training.translator import ImagePool, TranslatorTraining
 HERE = Place(torch.device("cpu"))
 CLASSES, SIZE = 3, 16
 SMALL = ("generator.width=4", "generator.blocks=1", "discriminator.width=4", "discriminator.layers=1")
+STILL = "augment.colour=0"
 NAMES = ("r2s", "s2r", "d_synthetic", "d_real")
 
 
 def configure(*overrides: str) -> Config:
-    return load_config(overrides=[*SMALL, *overrides])
+    return load_config(overrides=[*SMALL, STILL, *overrides])
 
 
 def build_expert() -> nn.Module:
@@ -100,6 +101,31 @@ def formula(training: TranslatorTraining, config: Config, batch: dict[str, Batch
     if config.guidance.dice > 0:
         taught = taught + config.guidance.dice * terms["dice"]
     return (1 - weight) * plain + weight * scale * taught, terms
+
+
+def test_what_guides_comes_in_other_colours_but_what_a_teacher_and_a_discriminator_see_does_not() -> None:
+    seen: dict[str, list[Tensor]] = {"teacher": [], "expert": [], "d_real": []}
+
+    def teacher(images: Tensor) -> Tensor:
+        seen["teacher"].append(images)
+        return F.one_hot(torch.zeros(len(images), SIZE, SIZE, dtype=torch.long), CLASSES).permute(0, 3, 1, 2).float()
+
+    class Expert(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen["expert"].append(images)
+            return images.mean(1, keepdim=True).expand(-1, CLASSES, -1, -1)
+
+    config = configure("augment.colour=0.5", "guidance.weight=0.5")
+    training = TranslatorTraining(config, Expert(), HERE, teacher)  # untrained, R2S returns its input
+    training.d_real.register_forward_pre_hook(lambda module, given: seen["d_real"].append(given[0]))
+    batch = batch_of(real=4, synthetic=2, labelled=3)
+    photographs = batch["real"][0]
+    training.step(batch, 0.1)
+    assert torch.equal(seen["teacher"][0], photographs[2:])
+    given = torch.cat([batch["labelled"][0], photographs[2:]])
+    assert seen["expert"][0].shape == given.shape
+    assert all((a - b).abs().mean() > 0.02 for a, b in zip(seen["expert"][0], given, strict=True))
+    assert torch.equal(seen["d_real"][-1][:2], photographs[:2])
 
 
 @pytest.mark.parametrize("identity", [0.0, 0.5])
