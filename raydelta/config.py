@@ -149,9 +149,9 @@ class AugmentConfig(Section):
     """Random augmentation on the training device, image and label under one geometry."""
 
     flip: Share = 0.5
-    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # translator: smallest share of the area that a random crop keeps
-    zoom: Annotated[float, Field(ge=1, le=8)] = 2.0  # segmenters: scaled by 1/zoom to zoom, mirrored beyond the border
-    colour: Share = 0.5  # segmenters: brightness, contrast, saturation, white balance, grey and blur
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # what is translated: smallest share of the area that a random crop keeps
+    zoom: Annotated[float, Field(ge=1, le=8)] = 2.0  # segmenters, guidance: scaled by 1/zoom to zoom, mirrored beyond the border
+    colour: Share = 0.5  # the same: brightness, contrast, saturation, white balance, grey and blur
 
 
 def _is_path(weights: str) -> bool:
