@@ -149,8 +149,8 @@ class AugmentConfig(Section):
     """Random augmentation on the training device, image and label under one geometry."""
 
     flip: Share = 0.5
-    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # what is translated: smallest share of the area that a random crop keeps
-    zoom: Annotated[float, Field(ge=1, le=8)] = 2.0  # segmenters, guidance: scaled by 1/zoom to zoom, mirrored beyond the border
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.7  # what is translated: least share of the area that a crop keeps
+    zoom: Annotated[float, Field(ge=1, le=8)] = 2.0  # segmenters, guidance: 1/zoom to zoom times as large, mirrored
     colour: Share = 0.5  # the same: brightness, contrast, saturation, white balance, grey and blur
 
 
