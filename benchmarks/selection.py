@@ -17,6 +17,9 @@ from raydelta.compute.cluster import ensure_ray
 from raydelta.search_space import SPACES
 from raydelta.tuning.tune import tune
 
+KEPT = {"method", "seed", "labels_train", "domain", "split", "miou", "pixels", "clicks", "device_hours"}
+"""Of each row of the table."""
+
 
 def main() -> None:
     """Replay and print."""
@@ -43,7 +46,7 @@ def main() -> None:
             hold_out(options.data, data, options.without)
     outcome = tune(str(space), [f"data.real={data}", *overrides], runs=options.runs)
     print("\n".join(outcome.findings))
-    rows = [row.model_dump(exclude={"confusion"}) for row in outcome.rows]
+    rows = [row.model_dump(include=KEPT) for row in outcome.rows]
     result = {"machine": describe_machine(), "options": vars(options), "findings": outcome.findings, "rows": rows}
     write_json(options.json, result)
 
