@@ -59,7 +59,9 @@ def check(line: str, whole: bool) -> None:
         if argument.startswith("--"):
             options[argument]
         elif re.match(r"\w+(\.\w+)+=", argument):
-            fields[argument.partition("=")[0]]
+            field = argument.partition("=")[0]
+            if field.split(".")[0] not in Space.model_fields:
+                fields[field]
     if whole:
         context = command.make_context(name, arguments)
         for space in context.params.get("arguments") or []:

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import tarfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import family_of
@@ -39,6 +41,11 @@ UNET: dict[str, object] = {
 """In place of the segmenter of ``TINY``: one of a library."""
 
 TINY_ARGUMENTS = [f"{key}={value}" for key, value in TINY.items()]
+
+
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Python 3.11 before 3.11.4 knows no filter."""
+    archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 
 
 def kill_family(process: subprocess.Popen[Any]) -> None:

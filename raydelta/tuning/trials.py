@@ -301,7 +301,7 @@ def job_of(settings: dict[str, Any], base: Config, expert: Path, runs: Path) -> 
     if "job" in settings:
         job = settings["job"]
         named = job.get("expert", expert.name)  # of an older version: there was one expert
-        return make_job(job["kind"], Config(**job["config"]), runs, named and runs / named)
+        return make_job(job["kind"], Config(**job["config"]), runs, named and expert.parent / named)
     return make_job(settings["kind"], override(base, settings["overrides"]), runs, expert)
 
 

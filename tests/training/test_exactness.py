@@ -17,6 +17,7 @@ from raydelta.training import checkpoint
 from raydelta.training.assemble import assemble, open_large_sets
 from raydelta.training.job import Job, make_job
 from raydelta.training.run import record_report, train_here, working_directory
+from tests.sets import HEIGHT, WIDTH
 from tests.tiny import TINY, UNET
 from tests.training.test_loop import same
 
@@ -163,7 +164,8 @@ def test_one_worker_and_two_learn_the_same(kind: str, config: Config, tmp_path: 
     (losses, moved, miou), *ranks = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert torch.equal(ranks[0][1], ranks[1][1])
     assert (ranks[0][1] - moved).norm() < 5e-2 * moved.norm()
-    assert ranks[0][2] == ranks[1][2] == pytest.approx(miou, rel=1e-3)
+    pixel = 100 / (WIDTH * HEIGHT)  # of one image: rounding may tip one of them
+    assert ranks[0][2] == ranks[1][2] == pytest.approx(miou, rel=1e-3, abs=pixel)
     for alone, *both in zip(losses, ranks[0][0], ranks[1][0], strict=True):
         for name, value in alone.items():
             mean = torch.stack([terms[name] for terms in both]).mean()
