@@ -165,9 +165,9 @@ LOSSES: dict[str, list[dict[str, float]]] = {
         {"cross_entropy": 2.378237},
     ],
 }
-"""The first three steps on the data sets of the fixture, in fp32 with one thread. They were of a08896c, and are recorded
-anew where the augmentation has changed: that of segmenters, and of the photographs that guide (in the translator's
-first step ``guidance`` and ``dice`` alone)."""
+"""The first three steps on the data sets of the fixture, in fp32 with one thread. They were of a08896c, and are
+recorded anew where the augmentation has changed: that of segmenters, and of the photographs that guide (in the
+translator's first step ``guidance`` and ``dice`` alone)."""
 
 
 @pytest.mark.parametrize("kind", ["expert", "translator", "student"])
