@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raydelta.config import load_config
+from raydelta.config import Config, load_config, override
 from raydelta.errors import UserError
 from raydelta.training.run import train_here
 from raydelta.training.stage import read_stage
@@ -13,14 +13,20 @@ from tests.sets import REAL_NAMES, STEPS, write_set
 from tests.tiny import TINY
 
 
-def test_a_taught_translator_is_trained_after_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Of data sets on disk; what is trained is trained in this process."""
     monkeypatch.setattr(single, "ensure_ray", lambda: None)
     monkeypatch.setattr(single, "train_on_ray", train_here)
     sets = {
         "data.synthetic": write_set(tmp_path / "simulated", "synthetic", [(f"s{n}", "all") for n in range(22)]),
         "data.real": write_set(tmp_path / "street", "street", REAL_NAMES),
     }
-    config = load_config(overrides=TINY | STEPS | sets | {"guidance.teacher": "taught student"})
+    return load_config(overrides=TINY | STEPS | sets)
+
+
+def test_a_taught_translator_is_trained_after_its_teacher(config: Config, tmp_path: Path) -> None:
+    config = override(config, {"guidance.teacher": "taught student"})
     job = single.train_translator(config, tmp_path / "runs")
     assert job.kind == "translator" and job.done
     assert job.student is not None and job.student.kind == "taught student"
@@ -29,14 +35,7 @@ def test_a_taught_translator_is_trained_after_its_teacher(tmp_path: Path, monkey
     assert single.train_translator(config, tmp_path / "runs").directory == job.directory
 
 
-def test_a_row_of_the_table_is_trained_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single, "ensure_ray", lambda: None)
-    monkeypatch.setattr(single, "train_on_ray", train_here)
-    sets = {
-        "data.synthetic": write_set(tmp_path / "simulated", "synthetic", [(f"s{n}", "all") for n in range(22)]),
-        "data.real": write_set(tmp_path / "street", "street", REAL_NAMES),
-    }
-    config = load_config(overrides=TINY | STEPS | sets)
+def test_a_row_of_the_table_is_trained_by_itself(config: Config, tmp_path: Path) -> None:
     job = single.train_row("joint-training", config, tmp_path / "runs")
     assert (job.kind, job.done) == ("joint training", True)
     two_views = single.train_row("mean teacher, two views", config, tmp_path / "runs")
