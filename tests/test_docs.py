@@ -54,14 +54,12 @@ def check(line: str, whole: bool) -> None:
         name = arguments.pop(0)
         command = command.commands[name]
     options = {option: None for parameter in command.params for option in parameter.opts}
-    fields = flatten(load_config().model_dump())
+    fields = flatten(load_config().model_dump()) | flatten(Space().model_dump())
     for argument in arguments:
         if argument.startswith("--"):
             options[argument]
         elif re.match(r"\w+(\.\w+)+=", argument):
-            field = argument.partition("=")[0]
-            if field.split(".")[0] not in Space.model_fields:
-                fields[field]
+            fields[argument.partition("=")[0]]
     if whole:
         context = command.make_context(name, arguments)
         for space in context.params.get("arguments") or []:
