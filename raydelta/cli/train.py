@@ -1,9 +1,10 @@
 """Trainings and what lies in the output directory: tune, train, init, runs, evaluate, report."""
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,9 @@ from raydelta.cli.options import (
     project_file,
 )
 from raydelta.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from raydelta.results.recommend import Recommended
 
 app = typer.Typer()
 
@@ -106,9 +110,12 @@ def tune(
         print(f"best trial   {settings}: {outcome.best_miou:.1f} % on its validation labels")
     for finding in outcome.findings:
         print(f"finding      {finding}")
-    for line in describe(recommend(outcome.rows)):
+    found = recommend(outcome.rows)
+    for line in describe(found):
         print(f"recommended  {line}")
-    print(f"train again  raydelta train translator --runs {runs} --config {shown(outcome.config)}")
+    for row in filter(None, (found.frozen, found.retrained)):
+        if command := _again(row, runs, shown(outcome.config)):
+            print(f"train again  {command}")
     for failure in outcome.failed:
         print(f"failed       {failure}")
     print(f"table        {shown(outcome.directory / 'table.json')}")
@@ -234,6 +241,18 @@ def report(
     from raydelta.results.report import report as report_run
 
     print(shown(report_run(directory, trust)))
+
+
+def _again(row: "Recommended", runs: str, config: str) -> str | None:
+    """The command that trains a recommended row with the sweep's settings; None: it is made of others."""
+    from raydelta.recipes import METHODS, RECIPES, short_name
+
+    if row.method == "synthetic only":
+        return shlex.join(["raydelta", "train", "expert", "--config", config, "--runs", runs])
+    if RECIPES[METHODS[row.method].kind].members:
+        return None
+    labels = [f"labels.budget={row.labels_train}"] if row.labels_train else []
+    return shlex.join(["raydelta", "train", short_name(row.method), *labels, "--config", config, "--runs", runs])
 
 
 def _short(value: Any) -> str:

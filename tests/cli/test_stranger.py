@@ -58,6 +58,13 @@ def test_from_a_folder_to_a_model_and_the_next_labels(tmp_path: Path, monkeypatc
     tuned = run("tune", "--real", "sets/photographs", *space, *settings).stdout
     assert "recommended" in tuned and "runs/tune-laptop-photographs-" in tuned
 
+    again = re.findall(r"^train again  raydelta (.+)$", tuned, re.MULTILINE)
+    assert [command.split()[1] for command in again] in (["guided", "joint-training"], ["expert", "joint-training"])
+    trained = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    for command in again:  # finished: it is found, not made
+        assert Path(run(*shlex.split(command)).stdout.strip()).name in trained
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == trained
+
     photo = tmp_path / "photo.jpg"
     Image.fromarray(simulate(99, look="street", width=150, height=90)[0]).save(photo)
     assert f"written      {tmp_path / 'photo-overlay.png'}" in run("predict", "latest", photo).stdout
