@@ -140,12 +140,12 @@ def choose_preset(preset: str | None, cluster: Cluster) -> str:
     return preset or ("gpu" if cluster.gpus else "laptop")
 
 
-def warm_up() -> "ObjectRef":
-    """Let a worker process import torch and other slow packages while the driver prepares the data."""
+def warm_up(*modules: str) -> "ObjectRef":
+    """Let a worker process import what is slow to import while the driver prepares the data."""
     import ray
 
     def import_all() -> None:
-        for name in ("raydelta.training.run", "segmentation_models_pytorch"):
+        for name in modules:
             importlib.import_module(name)
 
     return ray.remote(num_cpus=1)(import_all).remote()

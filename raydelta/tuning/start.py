@@ -68,8 +68,10 @@ def start(
     cluster = ensure_ray()
     preset = choose_preset(preset, cluster)
     announce(cluster, preset)
-    warm_up()
-    return Started(cluster, preset, load_config(preset, config_file, fields))
+    config = load_config(preset, config_file, fields)
+    library = ["segmentation_models_pytorch"] if config.segmenter.architecture != "lean" else []
+    warm_up("raydelta.training.run", *library)
+    return Started(cluster, preset, config)
 
 
 def check_files(config: Config) -> None:

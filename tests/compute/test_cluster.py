@@ -129,7 +129,7 @@ folder = logs.parents[2]
 assert folder.name == f"raydelta-{os.getuid()}", logs
 assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, os.getuid())
 assert (logs.parent / "sockets" / "raylet").is_socket()
-ray.get(warm_up())
+ray.get(warm_up("raydelta.training.run"))
 """
     subprocess.run([sys.executable, "-c", ask], check=True, timeout=120)
 
