@@ -14,8 +14,10 @@ from raydelta.config import Config
 from raydelta.data.labels import choose_labels
 from raydelta.data.shards import FOOTER, SCHEMA, Manifest, Shard, Split
 from raydelta.data.simulator.scene import Look, simulate
+from raydelta.data.streams import load_images
 from raydelta.data.taxonomy import CAMVID11
 from raydelta.data.writing import encode_jpeg, encode_label
+from raydelta.training.job import Job, label_ids
 
 WIDTH, HEIGHT, SYNTHETIC, REAL = 64, 32, 22, 20
 STEPS = {"expert.steps": 2, "translator.steps": 3, "student.steps": 2, "compute.precision": "fp32"}
@@ -74,3 +76,12 @@ def write_set(target: Path, look: Look, names: list[tuple[str, str]], label: Lab
     )
     (target / "manifest.json").write_text(manifest.model_dump_json())
     return str(target)
+
+
+def pixels_of(job: Job) -> dict[str, np.ndarray]:
+    images = load_images(job.config.data.real, "train", (WIDTH, HEIGHT), labels=False)
+    return {"id": np.array(images.ids), "pixels": images.pixels}
+
+
+def unused(job: Job) -> set[str]:
+    return {name for name, _ in REAL_NAMES} - {name for names in label_ids(job) for name in names}

@@ -24,6 +24,7 @@ from raydelta.data.pixels import Batch
 from raydelta.networks import Discriminator, Generator
 from raydelta.networks.layers import freeze
 from raydelta.training.losses import cross_entropy_sum, dice_loss, dice_sums, l1, lsgan
+from raydelta.training.pool import ImagePool
 from raydelta.training.step import Training
 from raydelta.training.student import confident_labels
 from raydelta.training.supervised import Predict
@@ -194,33 +195,6 @@ class TranslatorTraining(Training):
         ):
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
-
-
-class ImagePool:
-    """A history of fake images for the discriminators (Shrivastava et al. 2017): half of what comes back is older."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.images: Tensor | None = None  # (up to size, 3, H, W)
-
-    def exchange(self, fakes: Tensor) -> Tensor:
-        """Keep the fakes (N, 3, H, W) while there is room; then swap each with a random older one at even odds."""
-        if self.size == 0:
-            return fakes
-        room = self.size - (0 if self.images is None else len(self.images))
-        if room > 0:
-            kept = fakes[:room]
-            self.images = kept.clone() if self.images is None else torch.cat([self.images, kept])
-            if room >= len(fakes):
-                return fakes
-        assert self.images is not None
-        swapped = fakes.clone()
-        for index in range(max(0, room), len(fakes)):
-            if torch.rand(()) < 0.5:  # on the CPU: no wait for the device
-                slot = int(torch.randint(self.size, ()))
-                swapped[index] = self.images[slot]
-                self.images[slot] = fakes[index]
-        return swapped
 
 
 def _part_way(images: Tensor, translated: Tensor, least: float) -> Tensor:
