@@ -35,7 +35,9 @@ def add_lead(
         part = _summary_of(best, shown)
         page.lead.append(_sentence(best, part, _summary_of(best, unseen)))
         if not _translates(best.method) and any(_translates(part.method) for part in shown):
-            page.lead.append("Translation brings nothing here that the validation labels can tell.")
+            frozen = found.frozen is not None and _translates(found.frozen.method)
+            translation = "If the expert may be retrained, translation" if frozen else "Translation"
+            page.lead.append(f"{translation} brings nothing here that the validation labels can tell.")
         for answer, premise in (
             (found.frozen, "If the expert has to stay as it is"),
             (found.retrained, "If it may be retrained"),

@@ -87,6 +87,7 @@ class Page:
     failures: list[dict[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # what is not shown, why, and which command brings it
     tables: list[Grid] = field(default_factory=list)  # the main split first
+    joint: bool = False  # whether joint training is among their rows, in orange in the charts
     choices: list[Choice] = field(default_factory=list)
     advice: list[tuple[str, str]] = field(default_factory=list)
     no_advice: str = ""

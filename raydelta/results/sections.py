@@ -43,6 +43,7 @@ def add_table(page: Page, rows: Sequence[Row]) -> None:
     tested = [row for row in rows if row.images_of == main]
     for split in dict.fromkeys((main, *splits)):
         page.tables.append(_table([part for part in summaries if part.images_of == split], rows, found))
+    page.joint = any(part.method == charts.REFERENCE for part in shown)
     page.charts["methods-chart"] = charts.methods_chart(shown, tested)
     unseen = [part for part in summaries if part.domain == "real" and part.split.startswith(f"{main} ")]
     add_lead(page, found, shown, tested, unseen)

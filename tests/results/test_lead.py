@@ -6,6 +6,7 @@ import pytest
 from raydelta.results.lead import add_next, format_time
 from raydelta.results.page import Page
 from raydelta.results.recommend import recommend
+from raydelta.results.report import render
 from raydelta.results.row import Row
 from raydelta.results.sections import COMPARISON, FAMILIES, add_table, choose_shown
 from tests.results.test_recommend import SURE, rows_of
@@ -26,9 +27,22 @@ def test_the_head_says_which_row_with_its_uncertainty_and_what_ties() -> None:
         "Use joint training with 14 labels: 36.5 % (80 % interval 36.0 to 37.0) mIoU on the validation"
     )
     assert "cannot tell it from mean teacher; it is the cheapest of them." in first
-    assert second == "Translation brings nothing here that the validation labels can tell."
+    assert (
+        second == "If the expert may be retrained, translation brings nothing here that the validation labels can tell."
+    )
     assert [premise for premise, _ in page.answers] == ["If the expert has to stay as it is", "If it may be retrained"]
     assert [answer.partition(" with")[0] for _, answer in page.answers] == ["guided", "joint training"]
+
+
+def test_translation_is_worth_nothing_only_where_no_family_has_it_recommended() -> None:
+    better = rows_of("blended", 33.5, 34.0, 33.8, labels_train=0)
+    assert page_of([*SURE, *better]).lead[1] == "Translation brings nothing here that the validation labels can tell."
+    assert len(page_of(rows_of("guided", 32.0, 33.0, 32.5)).lead) == 1
+
+
+def test_joint_training_is_named_beside_the_charts_only_where_it_is_in_them() -> None:
+    assert render(page_of(SURE)).count("Orange: joint training, the baseline") == 1
+    assert "Orange: joint" not in render(page_of([row for row in SURE if not row.method.startswith("joint")]))
 
 
 def test_tiles_are_those_of_the_recommended_row() -> None:
