@@ -114,7 +114,7 @@ def tune(
     for line in describe(found):
         print(f"recommended  {line}")
     for row in filter(None, (found.frozen, found.retrained)):
-        if command := _again(row, runs, shown(outcome.config)):
+        if command := train_again(row, runs, shown(outcome.config)):
             print(f"train again  {command}")
     for failure in outcome.failed:
         print(f"failed       {failure}")
@@ -243,16 +243,16 @@ def report(
     print(shown(report_run(directory, trust)))
 
 
-def _again(row: "Recommended", runs: str, config: str) -> str | None:
+def train_again(row: "Recommended", runs: str, config: str) -> str | None:
     """The command that trains a recommended row with the sweep's settings; None: it is made of others."""
     from raydelta.recipes import METHODS, RECIPES, short_name
 
-    if row.method == "synthetic only":
-        return shlex.join(["raydelta", "train", "expert", "--config", config, "--runs", runs])
-    if RECIPES[METHODS[row.method].kind].members:
-        return None
-    labels = [f"labels.budget={row.labels_train}"] if row.labels_train else []
-    return shlex.join(["raydelta", "train", short_name(row.method), *labels, "--config", config, "--runs", runs])
+    what = ["expert"]
+    if row.method != "synthetic only":
+        if RECIPES[METHODS[row.method].kind].members:
+            return None
+        what = [short_name(row.method), *([f"labels.budget={row.labels_train}"] if row.labels_train else [])]
+    return shlex.join(["raydelta", "train", *what, "--config", config, "--runs", runs])
 
 
 def _short(value: Any) -> str:
